@@ -1,0 +1,55 @@
+"""featherweight: fine-tune language models on the hardware you own.
+
+    import featherweight as fw
+
+    base = fw.load_base()                         # or a hub id, a folder, a .gguf file
+    task = fw.load_task("movie-reviews")          # or a csv, jsonl, parquet file, a hub data set
+    fw.attach(base.model, fw.LoRA(r=8))
+    fw.train(base, task)
+    print(fw.score(base, task).accuracy)
+    fw.save(base.model, "my-adapter")
+
+The public names are these and no others; each is loaded when it is first used, so that importing the package (and
+the command line's `--help`) is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Part": "adapter", "Method": "adapter", "attach": "adapter", "detach": "adapter", "live": "adapter",
+    "attached": "adapter", "count": "adapter",
+    "LoRA": "methods.lora", "PromptTuning": "methods.prompt_tuning", "PTuning": "methods.p_tuning",
+    "PrefixTuning": "methods.prefix_tuning", "IA3": "methods.ia3",
+    "Base": "base", "load_base": "base",
+    "Task": "task", "load_task": "task",
+    "train": "api", "evaluate": "api", "generate": "api",
+    "save": "checkpoint", "load": "checkpoint",
+    "InputError": "errors",
+}  # fmt: skip
+__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .adapter import Method, Part, attach, attached, count, detach, live
+    from .api import evaluate, generate, train
+    from .base import Base, load_base
+    from .checkpoint import load, save
+    from .errors import InputError
+    from .methods.ia3 import IA3
+    from .methods.lora import LoRA
+    from .methods.p_tuning import PTuning
+    from .methods.prefix_tuning import PrefixTuning
+    from .methods.prompt_tuning import PromptTuning
+    from .task import Task, load_task
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,230 @@
+"""The one idea: an adapter is trainable code around a frozen call.
+
+`part(call, *args, **kwargs)`: `call` is the frozen module (or the next adapter inwards). A `Part` does something
+before the call, after it, or instead of it. A `Method` holds the hyper-parameters and says which part goes where.
+
+    attach(model, LoRA(r=8))           # freezes the base, puts one part at every matching site
+    with_base = live(model)            # no name: the plain base, bit for bit
+    live(model, "default")             # and back
+    detach(model, "default")           # gone: original classes, original keys
+
+How a site calls its parts: its class is swapped for a run-time subclass of the same name whose `forward` goes
+through the live parts. Nothing is renamed and no weight is touched, so a quantised layer works like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+
+class Part(nn.Module):
+    """Trainable tensors at one site. Attribute names are the on-disk names (`lora_A`, `ia3_l`, …)."""
+
+    def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the frozen `call`, with something around it. The default adds nothing."""
+        return call(*args, **kwargs)
+
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that go to disk. They differ from the trained ones where a method reparametrises."""
+        return dict(self.state_dict())
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `saved` gave; shapes have been checked by then."""
+        self.load_state_dict(tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Hyper-parameters of a method. Fields are the keys of `adapter_config.json`, as HF PEFT spells them.
+
+    A field marked `metadata={"local": True}` is ours alone and stays out of that file.
+    """
+
+    peft_type: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    learning_rate: ClassVar[float]
+    """The default learning rate, measured per method by `benchmarks/tune.py`: one rate for all is unfair."""
+
+    def __post_init__(self) -> None:
+        if errors := list(self.errors()):
+            raise InputError(f"{self.title}: " + "; ".join(errors))
+
+    def errors(self) -> Iterator[str]:
+        """Yield what is wrong with the hyper-parameters, one sentence each."""
+        yield from ()
+
+    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> Self:
+        """Fill in what depends on the model (its default target modules, the tokens of a text)."""
+        return self
+
+    def starting_from(self, text: str) -> Self:
+        """The same method starting from a text, where it starts from text and none was chosen; else itself."""
+        return self
+
+    def sites(self, model: nn.Module) -> list[str]:
+        """Paths of the modules that get a part, in the model's order."""
+        raise NotImplementedError
+
+    def part(self, model: nn.Module, path: str) -> Part:
+        """Build the part for the site at `path`: initialised, in float32."""
+        raise NotImplementedError
+
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """This method's part of `adapter_config.json`; `model` is for what HF PEFT wants to read of it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("local")}
+
+    def key(self, path: str, name: str) -> str:
+        """The on-disk name of tensor `name` of the part at `path`, as HF PEFT writes it."""
+        return f"base_model.model.{path}.{name}"
+
+
+@dataclass
+class _Attached:
+    """What `attach` remembers on the model: its methods, which of them run, and the parameters that it froze."""
+
+    methods: dict[str, Method] = field(default_factory=dict)
+    live: tuple[str, ...] = ()
+    frozen: list[nn.Parameter] = field(default_factory=list)
+
+
+def attached(model: nn.Module) -> dict[str, Method]:
+    """The methods attached to a model, by adapter name."""
+    state: _Attached | None = getattr(model, "_featherweight", None)
+    return dict(state.methods) if state else {}
+
+
+@functools.cache
+def _adapted(cls: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of `cls`, with the same name and signature, that calls through its live parts."""
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = super(sub, self).forward
+        for name in self._live:
+            if name in self.parts:
+                call = functools.partial(self.parts[name], call)
+        return call(*args, **kwargs)
+
+    sub = type(cls.__name__, (cls,), {"forward": forward, "_live": (), "__module__": cls.__module__})
+    return sub
+
+
+def _is_site(module: nn.Module) -> bool:
+    return "parts" in module._modules and hasattr(type(module), "_live")
+
+
+def attach(
+    model: nn.Module,
+    method: Method,
+    name: str = "default",
+    *,
+    encode: Callable[[str], list[int]] | None = None,
+) -> Method:
+    """Freeze the base, put one part of `method` at every matching site, and make it live.
+
+    `encode` turns an initialisation text into token ids, for the methods that start from text.
+    Returns the resolved method: the one whose fields say which modules were really targeted.
+    Raises `InputError` when no site matches or the name is taken; the model is then as it was.
+    """
+    if name in attached(model):
+        raise InputError(f"an adapter named {name!r} is already attached; detach it or choose another name")
+    method = method.resolve(model, encode)
+    built = {path: method.part(model, path) for path in method.sites(model)}  # all, before any class is swapped
+
+    state: _Attached = model.__dict__.setdefault("_featherweight", _Attached())
+    if not state.methods:
+        state.frozen = [p for p in model.parameters() if p.requires_grad]
+        for p in state.frozen:
+            p.requires_grad_(False)
+    for path, part in built.items():
+        site = model.get_submodule(path)
+        if not _is_site(site):
+            site.__class__ = _adapted(type(site))
+            site.parts = nn.ModuleDict()
+        device = next((p.device for p in site.parameters()), None)
+        site.get_submodule("parts").register_module(name, part.to(device))
+    state.methods[name] = method
+    live(model, *state.live, name)
+    return method
+
+
+def sites(model: nn.Module) -> list[nn.Module]:
+    """Every adapted module of a model."""
+    return [m for m in model.modules() if _is_site(m)]
+
+
+def live(model: nn.Module, *names: str) -> None:
+    """Choose which adapters run: none is the plain base, several are composed, the first innermost."""
+    if unknown := [n for n in names if n not in attached(model)]:
+        raise InputError(f"no adapter named {unknown[0]!r}; attached: {', '.join(attached(model)) or 'none'}")
+    if state := model.__dict__.get("_featherweight"):
+        state.live = names
+    for site in sites(model):
+        site.__dict__["_live"] = names
+
+
+def detach(model: nn.Module, name: str = "default") -> None:
+    """Remove an adapter. With the last one gone, classes, keys and `requires_grad` are the original ones."""
+    if name not in attached(model):
+        raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
+    state: _Attached = model.__dict__["_featherweight"]
+    del state.methods[name]
+    state.live = tuple(n for n in state.live if n != name)
+    for site in sites(model):
+        parts = site.get_submodule("parts")
+        parts._modules.pop(name, None)
+        site.__dict__["_live"] = state.live
+        if not parts._modules:
+            site.__class__ = type(site).__mro__[1]
+            del site.parts, site.__dict__["_live"]
+    if not state.methods:
+        for p in state.frozen:
+            p.requires_grad_(True)
+        del model.__dict__["_featherweight"]
+
+
+def parts(model: nn.Module, name: str = "default") -> dict[str, Part]:
+    """The parts of one adapter by the path of their site."""
+    return {
+        path: site.get_submodule("parts")._modules[name]  # type: ignore[misc]
+        for path, site in model.named_modules()
+        if _is_site(site) and name in site.get_submodule("parts")._modules
+    }
+
+
+def trainable(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
+    """The parameters that training changes."""
+    return [p for part in parts(model, name).values() for p in part.parameters() if p.requires_grad]
+
+
+def count(model: nn.Module, name: str = "default") -> tuple[int, int]:
+    """(total, trainable) parameters; a tied tensor counts once."""
+    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    return total, sum(p.numel() for p in trainable(model, name))
+
+
+def snapshot(model: nn.Module, name: str = "default") -> list[Tensor]:
+    """A copy of the trained tensors, to come back to with `rewind`."""
+    return [p.detach().clone() for p in trainable(model, name)]
+
+
+@torch.no_grad()
+def rewind(model: nn.Module, tensors: list[Tensor], name: str = "default") -> None:
+    """Put a `snapshot` back."""
+    for p, saved in zip(trainable(model, name), tensors, strict=True):
+        p.copy_(saved)
+
+
+__all__ = [
+    "Method", "Part", "attach", "attached", "count", "detach", "live", "parts", "replace", "rewind", "sites",
+    "snapshot", "trainable",
+]  # fmt: skip

@@ -1,0 +1,87 @@
+"""Training, evaluating and generating in one call each: what the command line does, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .adapter import attach as attach_to
+from .adapter import attached
+from .base import Base
+from .engine.train import Report, Settings, fit
+from .errors import InputError
+from .scoring import EVAL_BATCH, Score, generate_from
+from .scoring import evaluate as score
+from .task import Row, Task
+from .tokens import writer_for
+
+
+def train(
+    base: Base,
+    task: Task,
+    method: Any = None,
+    *,
+    name: str = "default",
+    lr: float | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[Report], None] | None = None,
+    **settings: Any,
+) -> Report:
+    """Train an adapter on the task's training rows.
+
+    Attaches `method` first, seeded and starting from the task's instruction; without one, trains the adapter that
+    is attached as `name`. `settings` are those of `engine.train.Settings`; the rate defaults to the method's own.
+    """
+    writer = writer_for(base, max_length)
+    examples, _ = writer.examples(task.train)
+    if method is not None:
+        torch.manual_seed(seed)
+        method = attach_to(base.model, method.starting_from(task.instruction), name, encode=writer.plain)
+    elif name not in attached(base.model):
+        raise InputError("nothing to train: pass a method, such as LoRA(r=8)")
+    method = attached(base.model)[name]
+    chosen = Settings(lr=lr if lr is not None else method.learning_rate, seed=seed, **settings)
+    return fit(base, examples, chosen, name=name, on_step=on_step)
+
+
+def evaluate(
+    base: Base, task: Task, *, metric: str = "auto", batch_size: int = EVAL_BATCH, max_length: int | None = None
+) -> Score:
+    """Accuracy, with n and a 95 % interval, of the base with its live adapters on the task's test rows."""
+    return score(base, task, writer_for(base, max_length), metric=metric, batch_size=batch_size)
+
+
+def generate(
+    base: Base,
+    prompts: Sequence[str],
+    *,
+    about: dict[str, Any] | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    raw: bool = False,
+) -> list[str]:
+    """Texts that follow the prompts. `about` is an adapter's `featherweight.json`: a prompt is written as it was trained.
+
+    Without it the model's chat template is used where it has one; `raw` sends the text as it is.
+    """
+    about = about or {}
+    writer = writer_for(base, None)
+    ids = []
+    for prompt in prompts:
+        if not raw and about.get("kind") == "classification":
+            head_end = about["template"].rindex("}") + 1
+            head = about["template"][about["template"].index("{") : head_end]
+            before, tail = about["template"][: about["template"].index("{")], about["template"][head_end:]
+            if head.count("{") > 1:
+                raise InputError(f"this adapter's template has several columns ({head}); write the prompt out and pass --raw")
+            row = Row(((before + prompt, False), (tail, False), ("", True)), "", "prompt", label=0)
+        elif raw:
+            row = Row(((prompt, False), ("", True)), "", "prompt")
+        else:
+            chat = ({"role": "user", "content": prompt}, {"role": "assistant", "content": ""})
+            row = Row(((prompt, False), ("", True)), "", "prompt", messages=chat)
+        ids.append(writer.prompt(row))
+    return generate_from(base, ids, max_new_tokens, temperature)

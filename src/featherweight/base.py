@@ -1,0 +1,236 @@
+"""Where a base model comes from, and how it is placed.
+
+A base is named by a hub id, a folder as `save_pretrained` writes it, a `.gguf` file, or the name of the embedded
+default. Only safetensors and GGUF are read: pickled weights can run code, so they are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import demo
+from .errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Base:
+    """A loaded base model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    device: torch.device
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether it reads with an encoder and writes with a decoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def context(self) -> int:
+        """The longest row it can read, in tokens."""
+        config = self.model.config
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(limit or 1_000_000)  # T5 has relative positions: no limit
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the accelerator where there is one, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise InputError(f"device {name!r} is not available here: {str(e).splitlines()[0]}") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where this device multiplies it faster than float32 (some CPUs emulate it), else float32."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise InputError(f"dtype {name!r} is unknown; there are: auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    return min((torch.bfloat16, torch.float32), key=lambda dtype: _matmul_seconds(dtype, device))
+
+
+def _matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    try:
+        a = torch.ones(256, 512, dtype=dtype, device=device)
+        b = torch.ones(512, 512, dtype=dtype, device=device)
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            float((a @ b)[0, 0])  # waits for an accelerator too
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+    except RuntimeError:  # a type that this device does not have
+        return float("inf")
+
+
+def _source(name: str) -> tuple[str, dict[str, Any]]:
+    """What to hand to `from_pretrained` for a model's name: a hub id or folder, and a GGUF file's name."""
+    if name == demo.MODEL:
+        return str(demo.model_folder()), {}
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise InputError(f"model: there is no file {name}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            hint = "it is an adapter: pass it as --adapter" if (path / "adapter_config.json").is_file() else "is it a model?"
+            raise InputError(f"model: the folder {name} has no config.json; {hint}")
+        return str(path), {}
+    if path.exists():
+        raise InputError(f"model: {name} is neither a folder nor a .gguf file")
+    return name, {}
+
+
+def _explain(name: str, error: Exception) -> InputError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "safetensors" in str(error):
+        return InputError(f"model {name!r}: its weights are not in safetensors (pickled files can run code, so they are not read): {first}")
+    return InputError(
+        f"model {name!r} could not be loaded: {first} — give a hub id, a folder or a .gguf file; "
+        f"without a network only folders, files and models in the cache work"
+    )
+
+
+def load_config(name: str) -> Any:
+    """A model's configuration, without its weights: from a name, or from a `config.json` itself."""
+    from transformers import AutoConfig
+
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise InputError(f"model: there is no file {name}")
+        source, extra = name, {}
+    else:
+        source, extra = _source(name)
+    try:
+        return AutoConfig.from_pretrained(source, **extra)
+    except (OSError, ValueError, KeyError) as e:
+        raise _explain(name, e) from None
+
+
+def _auto_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def skeleton(config: Any) -> nn.Module:
+    """The model without weights, for counting: every tensor is on the meta device.
+
+    transformers 5 ties mT5's head to its embeddings whatever the configuration says, yet mT5 and mt0 were trained with
+    a head of their own; mT5's is therefore given one here, as `load_base` finds it in the checkpoint.
+    """
+    with torch.device("meta"):
+        model = _auto_class(config).from_config(copy.deepcopy(config))
+    if config.model_type in ("mt5", "umt5"):
+        _untie(model, torch.empty_like(model.lm_head.weight))
+    return model
+
+
+def _untie(model: Any, head: torch.Tensor) -> None:
+    model.get_output_embeddings().weight = nn.Parameter(head, requires_grad=False)
+    model.config.tie_word_embeddings = False
+
+
+def _restore_untied_head(model: Any, source: str) -> None:
+    """Give back a checkpoint's own head where transformers has tied it away (mT5, mt0, T5 1.1)."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight or not model.config.is_encoder_decoder:
+        return
+    file = cached_file(source, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+        shard = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight") if index else None
+        file = cached_file(source, shard) if shard else None
+    if file is None:
+        return
+    with safe_open(file, "pt") as tensors:
+        if "lm_head.weight" in tensors.keys():  # noqa: SIM118 (not a dict)
+            own = tensors.get_tensor("lm_head.weight").to(head.weight)
+            if not torch.equal(own, embeddings.weight):
+                _untie(model, own)
+
+
+def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "auto") -> Base:
+    """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    place = pick_device(device)
+    source, extra = _source(name)
+    config = load_config(name)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        if extra:
+            extra |= _dequantised()
+        model = _auto_class(config).from_pretrained(
+            source, dtype=pick_dtype(dtype, place), use_safetensors=None if extra else True, **extra
+        )
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise _explain(name, e) from None
+    _restore_untied_head(model, source)
+    if extra:  # it is dense now, but would still claim to be quantised and refuse to be saved
+        model.hf_quantizer = None
+        with suppress(AttributeError):
+            del model.config.quantization_config
+    # For short rows on a CPU plain matrix products are faster than the fused kernel (docs/engine.md has the figures).
+    if place.type == "cpu":
+        with suppress(ValueError, KeyError):
+            model.set_attn_implementation("eager")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return Base(model.eval().to(place), tokenizer, name, place)
+
+
+def _dequantised() -> dict[str, Any]:
+    """Newer transformers keep GGUF weights packed unless told; their kernels have no fast backward pass."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits that tell one base from another: names, shapes and a sample of every frozen tensor.
+
+    Values are rounded to bfloat16 first, so that the same base in another precision has the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if ".parts." in f".{name}":
+            continue
+        digest.update(f"{name}{tuple(p.shape)}".encode())
+        if p.is_floating_point() and not p.is_meta:
+            sample = p.flatten()[:: max(1, p.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
+            digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+warnings.filterwarnings("ignore", message=".*eager.*attention.*", module="transformers")

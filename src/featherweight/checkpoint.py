@@ -1,0 +1,192 @@
+"""Adapters on disk: HF PEFT's folder, both directions.
+
+    adapter_config.json          the method's hyper-parameters, as HF PEFT spells them
+    adapter_model.safetensors    its tensors under HF PEFT's names
+    featherweight.json           ours, ignored by HF PEFT: the base's fingerprint, the task's template and labels
+
+Only safetensors are read: a pickled file can run code, so it is refused whatever its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .adapter import Method, attach, attached, detach, parts
+from .base import fingerprint
+from .errors import InputError, nearest
+from .methods import METHODS, method_class
+from .sites import is_encoder_decoder
+
+CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "featherweight.json"
+
+# Keys of HF PEFT's files that say where an adapter comes from or how it was initialised: they do not change its output.
+_HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "peft_type",
+    "init_lora_weights", "init_ia3_weights", "init_weights", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules", "encoder_hidden_size",
+    "encoder_dropout", "encoder_num_layers", "prefix_projection", "megatron_core", "qalora_group_size",
+}  # fmt: skip
+
+
+def save(model: nn.Module, folder: str | Path, name: str = "default", *, base: str | None = None, about: dict[str, Any] | None = None) -> Path:
+    """Write adapter `name` to a folder that HF PEFT loads; the folder appears whole or not at all.
+
+    `base` is the base model's hub id or path, for `adapter_config.json`; `about` is kept in `featherweight.json`.
+    Raises `InputError` when the folder cannot be written.
+    """
+    if name not in attached(model):
+        raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
+    folder, method = Path(folder), attached(model)[name]
+    tensors = {
+        method.key(path, key): tensor.detach().cpu().contiguous()
+        for path, part in parts(model, name).items()
+        for key, tensor in part.saved().items()
+    }
+    ours = {"fingerprint": fingerprint(model), "base": base, **(about or {})}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".saving-"))
+        stage.chmod(0o755)
+        try:
+            save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
+            _write_json(stage / CONFIG, _config(model, method, base))
+            _write_json(stage / OURS, ours)
+            for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if file.name not in (CONFIG, WEIGHTS, OURS):  # what a run keeps beside its adapter stays
+                    file.rename(stage / file.name)
+            if folder.exists():
+                shutil.rmtree(folder)
+            stage.rename(folder)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except OSError as e:
+        raise InputError(f"cannot write the adapter to {folder}: {e.strerror or e}") from None
+    return folder
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(model: nn.Module, method: Method, base: str | None) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "peft_type": method.peft_type,
+        "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        **method.config(model),
+    }
+    if "prompt_tuning_init" in config:
+        config["tokenizer_name_or_path"] = base or ""
+    return config
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `featherweight.json` says of an adapter; empty for one that another tool made."""
+    return _read_json(Path(folder) / OURS) if (Path(folder) / OURS).is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror or e}") from None
+    except ValueError as e:
+        raise InputError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold an object")
+    return content
+
+
+def read_method(folder: str | Path) -> Method:
+    """The method of an adapter folder; refuses what it cannot honour, by name."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"adapter: there is no folder {folder}")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"adapter: {folder} has no {CONFIG}")
+    config = _read_json(folder / CONFIG)
+    classes = {method_class(name).peft_type: method_class(name) for name in METHODS}
+    kind = config.get("peft_type")
+    if kind not in classes:
+        raise InputError(f"adapter: {folder / CONFIG}: peft_type {kind!r} is not known here; {nearest(str(kind), classes)}")
+    cls = classes[kind]
+    fields = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("local")}
+    beyond = [k for k, v in config.items() if k not in fields and k not in _HARMLESS and v not in (None, False, "none") and v != [] and v != {}]
+    if beyond:
+        raise InputError(
+            f"adapter: {folder / CONFIG}: {beyond[0]}={config[beyond[0]]!r} is not supported, and leaving it out would "
+            f"change the adapter's output"
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in fields and v is not None}
+    try:
+        return cls(**values)
+    except TypeError as e:
+        raise InputError(f"adapter: {folder / CONFIG}: {e}") from None
+
+
+def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
+    """Attach an adapter from a folder that `save` or HF PEFT wrote, and make it live.
+
+    Raises `InputError` for another base, missing, unexpected or misshapen tensors, a damaged or pickled file; the
+    model is then as it was.
+    """
+    folder = Path(folder)
+    method = read_method(folder)
+    made_for, here = read_about(folder).get("fingerprint"), fingerprint(model)
+    if made_for is not None and made_for != here:
+        wanted = read_about(folder).get("base") or "an unnamed base"
+        raise InputError(
+            f"adapter: {folder} was made for another base: {wanted} (fingerprint {made_for}); this one has {here}"
+        )
+    tensors = _read_weights(folder)
+    placeholder: dict[str, Any] = {}
+    if hasattr(method, "init_ids"):  # nothing to start from: the tensors are here
+        placeholder["init_ids"] = (0,) * method.num_virtual_tokens  # type: ignore[attr-defined]
+    attach(model, dataclasses.replace(method, **placeholder), name)
+    try:
+        _restore(model, name, method, tensors, folder)
+    except Exception:
+        detach(model, name)
+        raise
+    return attached(model)[name]
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if not (folder / WEIGHTS).is_file():
+        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        hint = f"; {pickled[0]} is a pickled file, which can run code and is not read" if pickled else ""
+        raise InputError(f"adapter: {folder} has no {WEIGHTS}{hint}")
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise InputError(f"adapter: {folder / WEIGHTS} is damaged or no safetensors file: {e}") from None
+
+
+def _restore(model: nn.Module, name: str, method: Method, tensors: dict[str, Tensor], folder: Path) -> None:
+    expected = {
+        path: {key: (method.key(path, key), t.shape) for key, t in part.saved().items()}
+        for path, part in parts(model, name).items()
+    }
+    names = {disk: shape for part in expected.values() for disk, shape in part.values()}
+    if missing := sorted(names.keys() - tensors.keys()):
+        raise InputError(f"adapter: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all): is it for another base?")
+    if extra := sorted(tensors.keys() - names.keys()):
+        raise InputError(f"adapter: {folder} has the unexpected tensor {extra[0]} ({len(extra)} in all): is it for another base?")
+    for disk, shape in names.items():
+        if tensors[disk].shape != shape:
+            raise InputError(
+                f"adapter: {folder}: {disk} has the shape {tuple(tensors[disk].shape)}, this base needs {tuple(shape)}: "
+                f"it was made for another base"
+            )
+    for path, part in parts(model, name).items():
+        part.restore({key: tensors[disk].float() for key, (disk, _) in expected[path].items()})

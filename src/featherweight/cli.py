@@ -1,0 +1,172 @@
+"""The command line: one verb per function. A verb's flags are the fields of its configuration class.
+
+Nothing heavy is imported before a verb runs, so `--help` answers at once. What the user can mend is printed as one
+line with exit code 2; Ctrl-C saves what is there and exits with 130.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import PydanticUndefined
+
+from . import __version__
+from .config import (
+    CompareConfig,
+    Config,
+    EvaluateConfig,
+    GenerateConfig,
+    TrainConfig,
+    merge,
+    parse_options,
+    read_recipe,
+)
+from .errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="Fine-tune language models on the hardware you own.\n\n"
+    "Start with `featherweight compare`: it trains five methods on a small real model and prints which is best.",
+)  # fmt: skip
+RECIPE = Annotated[str | None, typer.Option(help="TOML file that holds any of these settings; flags win over it.", rich_help_panel="Recipe")]
+SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An option of a method, such as r=16 or lora.r=16; `featherweight methods` lists them.", rich_help_panel="Recipe"),
+]
+
+
+def _flag(name: str, field: Any) -> inspect.Parameter:
+    """A configuration field as a typer option. Its default stays None, so that a recipe can be told from a flag."""
+    kind = field.annotation
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(a for a in typing.get_args(kind) if a is not type(None))
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        words = f" One of: {', '.join(typing.get_args(kind))}."
+        kind = str
+    else:
+        words = ""
+    default = "" if field.default in (None, PydanticUndefined, False) else f" [default: {field.default}]"
+    option = typer.Option("--" + name.replace("_", "-"), help=(field.description or "") + words + default, show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+
+
+def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register `function(config)` as a command whose flags are the configuration's fields."""
+
+    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        def command(recipe: str | None = None, set_: list[str] | None = None, **flags: Any) -> None:
+            given = {k: v for k, v in flags.items() if v is not None}
+            base = read_recipe(recipe) if recipe else {}
+            if set_:
+                method = given.get("method", base.get("method", config_class.model_fields["method"].default)) if "method" in config_class.model_fields else None
+                given["options"] = parse_options(set_, method)
+            function(merge(config_class, base, given))
+
+        named = [_flag(n, f) for n, f in config_class.model_fields.items() if n != "options"]
+        tail = [inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RECIPE)]
+        if "options" in config_class.model_fields:
+            tail.append(inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SET))
+        command.__signature__ = inspect.Signature([*named, *tail])  # type: ignore[attr-defined]
+        command.__doc__ = function.__doc__
+        app.command(function.__name__.rstrip("_"))(command)
+        return function
+
+    return register
+
+
+@verb(CompareConfig)
+def compare(config: CompareConfig) -> None:
+    """Train several methods on the same rows and print the table: size, memory, speed, accuracy.
+
+    Without any flag: LoRA, Prompt Tuning, P-Tuning, Prefix-Tuning and (IA)³ on SmolLM2-135M and 10,605 movie-review
+    snippets. The table is also saved as Markdown, CSV and JSONL, with every adapter beside it.
+
+    Example: `featherweight compare --data my.csv --methods lora,ia3 --steps 300`
+    """
+    from .run import run_compare
+
+    raise typer.Exit(run_compare(config))
+
+
+@verb(TrainConfig)
+def train(config: TrainConfig) -> None:
+    """Train one method and save the adapter in HF PEFT's format.
+
+    Example: `featherweight train --method lora --data my.csv --model Qwen/Qwen3-0.6B --set r=16 --out my-adapter`
+    """
+    from .run import run_train
+
+    raise typer.Exit(run_train(config))
+
+
+@verb(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure the accuracy of an adapter, or of the bare model, on a data file: with n and a 95 % interval.
+
+    Example: `featherweight evaluate --adapter my-adapter --data new.csv --split all --out predictions.jsonl`
+    """
+    from .run import run_evaluate
+
+    raise typer.Exit(run_evaluate(config))
+
+
+@verb(GenerateConfig)
+def generate(config: GenerateConfig) -> None:
+    """Write text with the base model or an adapter, from --prompt or one prompt a line on standard input.
+
+    A prompt is written as the adapter was trained (its template), else with the model's chat template; --raw sends it
+    as it is. Example: `echo "A waste of time." | featherweight generate --adapter my-adapter`
+    """
+    from .run import run_generate
+
+    raise typer.Exit(run_generate(config))
+
+
+@app.command()
+def methods(
+    model: Annotated[str | None, typer.Option(help="Count parameters for this model: hub id, folder, .gguf or a config.json. No weights are loaded.")] = None,
+    set_: SET = None,
+) -> None:
+    """List the methods: what each is, its paper, its options, and its size on a model.
+
+    Example: `featherweight methods --model google/mt5-large`
+    """
+    from .run import list_methods
+
+    list_methods(model, parse_options(set_ or [], None))
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Fine-tune language models on the hardware you own."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of `featherweight` and `fw`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except InputError as e:
+        print(f"featherweight: error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("featherweight: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`compare`: train and evaluate every method the same way, one row each.
+
+Nothing here trains or measures by itself: a row is `attach` + `fit` + `evaluate` + `detach` on one base in memory.
+The table on disk is rewritten after every row, so an interrupted comparison keeps what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import provenance, report
+from .adapter import Method, attach, attached, count, detach
+from .base import Base
+from .checkpoint import save
+from .engine.train import Report, Settings, fit
+from .methods import method_name
+from .progress import bar, mebibytes
+from .scoring import Score, evaluate, majority
+from .task import Task
+from .tokens import Example, Writer
+
+
+def run_fit(base: Base, examples: Sequence[Example], settings: Settings, title: str) -> Report:
+    """Train the live adapter with a progress bar: loss, speed, memory, time left."""
+    with bar(f"{title}: train", settings.steps) as progress:
+
+        def on_step(r: Report) -> None:
+            recent = r.losses[-10:]
+            progress.update(
+                r.steps,
+                f"loss {sum(recent) / len(recent):.3f} · {r.steps_per_second:.2f} it/s · {mebibytes(r.peak_bytes)}",
+            )
+
+        return fit(base, examples, settings, on_step=on_step)
+
+
+def run_evaluate(base: Base, task: Task, writer: Writer, metric: str, title: str, batch_size: int = 32) -> Score:
+    """Evaluate with a progress bar: accuracy so far, time left."""
+    with bar(f"{title}: evaluate", len(task.test)) as progress:
+        return evaluate(
+            base, task, writer, metric=metric, batch_size=batch_size,
+            on_batch=lambda done, right: progress.update(done, f"accuracy {right / done:.1%}"),
+        )  # fmt: skip
+
+
+def compare(
+    base: Base,
+    task: Task,
+    writer: Writer,
+    methods: Sequence[Method],
+    settings: Settings,
+    *,
+    lr: float | None = None,
+    metric: str = "auto",
+    folder: Path,
+) -> tuple[list[report.Line], list[str]]:
+    """One `Line` per method, and notes: the untouched base and the majority class. Everything is saved in `folder`.
+
+    `lr` of None gives every method its own measured default. Ctrl-C ends the comparison: the adapter in training is saved as it is, and
+    the rows that are complete stay.
+    """
+    examples, _ = writer.examples(task.train)
+    lines: list[report.Line] = []
+    notes = baselines(base, task, writer, metric)
+    for method in methods:
+        torch.manual_seed(settings.seed)
+        chosen = Settings(**{**asdict(settings), "lr": lr if lr is not None else method.learning_rate})
+        attach(base.model, method.starting_from(task.instruction), encode=writer.plain)
+        try:
+            result = run_fit(base, examples, chosen, method.title)
+            save(base.model, folder / method_name(method), base=base.name, about=about(task))
+            if result.stopped == "interrupted":
+                raise KeyboardInterrupt
+            lines.append(_row(base, task, writer, result, chosen, metric))
+        except KeyboardInterrupt:
+            notes.append(f"interrupted during {method.title}; the rows above are complete")
+            break
+        finally:
+            detach(base.model)
+            report.save(folder, lines, notes)
+    return lines, notes
+
+
+def about(task: Task) -> dict[str, Any]:
+    """What an adapter must know of its task to be used again: how rows are written and which labels there are."""
+    return {"kind": task.kind, "template": task.template, "labels": task.labels}
+
+
+def baselines(base: Base, task: Task, writer: Writer, metric: str) -> list[str]:
+    """What there is to beat, in words: the untouched model and the most frequent answer."""
+    zero = run_evaluate(base, task, writer, metric, "untouched model")
+    notes = [f"untouched model: {report.accuracy_cell(zero.correct, zero.n, zero.interval)}"]
+    if task.labels:
+        most = majority(task)
+        notes.append(f"majority class ({most.predictions[0]}): {100 * most.accuracy:.1f} %")
+    return notes
+
+
+def _row(base: Base, task: Task, writer: Writer, result: Report, settings: Settings, metric: str) -> report.Line:
+    method = attached(base.model)["default"]
+    total, trained = count(base.model)
+    score = run_evaluate(base, task, writer, metric, method.title)
+    return report.Line(
+        name=method_name(method), method=method.title, batch_size=settings.batch_size,
+        total_params=total, trainable_params=trained, peak_bytes=result.peak_bytes,
+        train_steps=result.steps, train_seconds=result.seconds, train_examples=result.examples,
+        eval_batches=score.batches, eval_seconds=score.seconds, eval_examples=score.n,
+        correct=score.correct, accuracy=score.accuracy, interval=score.interval, macro_f1=score.macro_f1,
+        metric=score.metric, lr=settings.lr, losses=result.losses, predictions=score.predictions,
+        stopped=result.stopped, provenance=provenance.record(),
+    )  # fmt: skip

@@ -1,0 +1,185 @@
+"""One configuration: defaults < recipe < flag.
+
+Each command's settings are one pydantic model; its fields are the flags, the keys of a recipe (TOML), and what is
+printed and saved as `recipe.toml` beside a result, so that every run can be repeated from its own folder. A field's
+description is its help. Options of a method live in a table of the method's name: `[lora] r = 16`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .demo import DATA, MODEL
+from .errors import InputError, nearest
+from .methods import METHODS
+
+C = TypeVar("C", bound="Config")
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Config(BaseModel):
+    """What all commands share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+    model: str = Field(MODEL, description="Base model: a hub id, a folder, a .gguf file, or the embedded default.")
+    device: str = Field("auto", description="Where to run: auto, cpu, cuda, cuda:1, mps, xpu …")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the frozen base; auto takes bfloat16 where this device multiplies it faster."
+    )
+    seed: int = Field(0, description="Seed of the split, the order of rows and the initialisation.")
+
+
+class DataConfig(Config):
+    """Which rows, and how they are written."""
+
+    data: str = Field(DATA, description="Data set: .csv, .tsv, .jsonl, .json, .parquet, a hub data set, or the embedded default.")
+    test_data: str | None = Field(None, description="File with the test rows; by default a part of --data is held out.")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the rows to hold out, where no test rows are given.")
+    test_rows: Positive | None = Field(None, description="Test on at most so many rows.")
+    text_column: str | None = Field(None, description="Column with the text to classify; found by its usual names.")
+    label_column: str | None = Field(None, description="Column with the label; found by its usual names.")
+    prompt_column: str | None = Field(None, description="Column with the prompt of an instruction data set.")
+    response_column: str | None = Field(None, description="Column with the response of an instruction data set.")
+    template: str | None = Field(None, description="How a row is written, columns in braces: '{text}\\nSentiment:'.")
+    max_length: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="Longest row in tokens; longer texts are cut so that the answer survives. Default: the model's context."
+    )
+    metric: Literal["auto", "labels", "exact_match"] = Field(
+        "auto", description="labels scores every label's tokens; exact_match compares generated text; auto chooses by task."
+    )
+
+
+class TrainingConfig(DataConfig):
+    """How to train."""
+
+    steps: Positive | None = Field(None, description="Optimiser steps (120 unless --epochs is given).")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
+    batch_size: Positive = Field(8, description="Rows per step.")
+    lr: float | None = Field(None, gt=0, description="Learning rate; by default each method's own, chosen by measurement.")
+    warmup: float = Field(0.06, ge=0, le=1, description="Share of the steps over which the rate rises; it then falls to zero.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Options per method, from --set or a recipe's tables.")
+
+    def steps_for(self, rows: int) -> int:
+        """The number of steps for a training set of this size."""
+        if self.epochs is not None:
+            return max(1, round(self.epochs * rows / self.batch_size))
+        return self.steps or 120
+
+
+class TrainConfig(TrainingConfig):
+    """`featherweight train`."""
+
+    method: str = Field("lora", description="Method: " + ", ".join(METHODS) + ".")
+    out: str | None = Field(None, description="Folder for the adapter; by default a new one under runs/.")
+
+
+class CompareConfig(TrainingConfig):
+    """`featherweight compare`."""
+
+    methods: str = Field(",".join(METHODS), description="Methods to compare, separated by commas.")
+    test_rows: Positive | None = Field(600, description="Test on at most so many rows.")
+    out: str | None = Field(None, description="Folder for the table; by default a new one under runs/.")
+
+
+class EvaluateConfig(DataConfig):
+    """`featherweight evaluate`."""
+
+    model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]
+    adapter: str | None = Field(None, description="Adapter folder (ours or HF PEFT's); without it the bare model is evaluated.")
+    batch_size: Positive = Field(32, description="Rows per forward pass.")
+    split: Literal["test", "all"] = Field("test", description="test: the held-out rows; all: every row of --data.")
+    out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
+
+
+class GenerateConfig(Config):
+    """`featherweight generate`."""
+
+    model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]
+    adapter: str | None = Field(None, description="Adapter folder (ours or HF PEFT's); without it the bare model writes.")
+    prompt: str | None = Field(None, description="Text to answer; without it every line of standard input is one.")
+    max_new_tokens: Positive = Field(128, description="Longest answer in tokens.")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher values draw more freely.")
+    raw: bool = Field(False, description="Send the text as it is: no chat template, no task template.")
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """A recipe's settings; tables named like methods become their options."""
+    try:
+        recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"--recipe {path}: {e.strerror or e}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"--recipe {path} is not valid TOML: {e}") from None
+    tables = {k: v for k, v in recipe.items() if isinstance(v, dict)}
+    for name in tables:
+        if name not in METHODS:
+            raise InputError(f"--recipe {path}: the table [{name}] is no method; {nearest(name, METHODS)}")
+    flat = {k.replace("-", "_"): v for k, v in recipe.items() if k not in tables}
+    if isinstance(flat.get("methods"), list):
+        flat["methods"] = ",".join(flat["methods"])
+    return {**flat, **({"options": tables} if tables else {})}
+
+
+def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str, Any]]:
+    """`--set r=16` (for `--method`) or `--set lora.r=16` → options per method. Values are TOML, or plain words."""
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        owner, dot, option = key.rpartition(".")
+        owner = owner if dot else method or ""
+        if not equals or not option:
+            raise InputError(f"--set {setting!r}: write OPTION=VALUE, such as r=16")
+        if owner not in METHODS:
+            hint = nearest(owner, METHODS) if owner else "write METHOD.OPTION=VALUE, such as lora.r=16"
+            raise InputError(f"--set {setting!r}: no such method; {hint}")
+        try:
+            parsed = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed = tuple(value.split(",")) if "," in value else value
+        options.setdefault(owner, {})[option] = parsed
+    return options
+
+
+def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
+    """Defaults < recipe < flags, validated; one error names every field that is wrong."""
+    options = {k: dict(v) for k, v in recipe.get("options", {}).items()}
+    for name, values in flags.get("options", {}).items():
+        options.setdefault(name, {}).update(values)
+    chosen = {**recipe, **flags, **({"options": options} if options else {})}
+    if unknown := [k for k in chosen if k not in cls.model_fields]:
+        raise InputError(f"{unknown[0]!r} is not a setting here; {nearest(unknown[0], cls.model_fields)}")
+    if "steps" in flags and "epochs" in flags:
+        raise InputError("give --steps or --epochs, not both")
+    if "epochs" in flags:
+        chosen.pop("steps", None)
+    elif "steps" in flags:
+        chosen.pop("epochs", None)
+    try:
+        return cls(**chosen)
+    except ValidationError as e:
+        problems = [f"--{str(p['loc'][0]).replace('_', '-')}: {p['msg'].lower()} (got {p['input']!r})" for p in e.errors()]
+        raise InputError("; ".join(problems)) from None
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as a recipe that repeats the run."""
+    values = config.model_dump(exclude_none=True)
+    tables = values.pop("options", {})
+    lines = [f"{k} = {_toml(v)}" for k, v in values.items()]
+    for name, options in tables.items():
+        lines += ["", f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in options.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in JSON and TOML

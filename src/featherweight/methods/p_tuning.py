@@ -1,0 +1,132 @@
+"""P-Tuning: a learned prompt whose vectors come out of a small network.
+
+The idea. Neighbouring virtual tokens should depend on each other, and raw embeddings are hard to optimise. So learn
+them through a reparametrisation — a small MLP over trainable embeddings e — and prepend its outputs:
+
+    P_i = MLP(e_i)        MLP: width → h → h → width, ReLU        y = model([P; E(x)])
+
+After training only P is kept: the network is scaffolding. (So a loaded adapter has the same output but goes on
+training as plain Prompt Tuning; HF PEFT's format has it so.)
+
+Paper: Liu et al. 2021, "GPT Understands, Too", arXiv:2103.10385, section 3 (there with an LSTM; the MLP is the
+common choice and HF PEFT's default).
+
+Trainable parameters: n·d (embeddings; twice that in an encoder–decoder) + d·h + h + h·h + h + h·d + d with
+h = encoder_hidden_size.
+When to use it: as Prompt Tuning, where that is slow or unstable to train.
+When not: when the prompt must stay readable or tiny while training: the network is many times the prompt.
+What it costs: Prompt Tuning's longer rows; the network runs once per step, not per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import sites
+from ..adapter import Method, Part
+from ..errors import InputError
+from ..soft_prompt import Prepend, WidenCrossMask, starting_ids, text_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning(Method):
+    """Hyper-parameters of P-Tuning."""
+
+    peft_type: ClassVar[str] = "P_TUNING"
+    title: ClassVar[str] = "P-Tuning"
+    paper: ClassVar[str] = "Liu et al. 2021, arXiv:2103.10385"
+    learning_rate: ClassVar[float] = 3e-3
+
+    num_virtual_tokens: int = 20
+    """Length of the learned prompt."""
+    encoder_hidden_size: int = 128
+    """Width h of the reparametrising network."""
+    encoder_reparameterization_type: str = "MLP"
+    """Kind of network; MLP only."""
+    init_text: str | None = field(default=None, metadata={"local": True})
+    """Text whose embeddings the trainable embeddings e start from; by default the task's own instruction."""
+    init_ids: tuple[int, ...] | None = field(default=None, metadata={"local": True})
+    """Token ids of that text; filled in by itself."""
+
+    def errors(self) -> Iterator[str]:
+        """Check ranges."""
+        if self.num_virtual_tokens < 1:
+            yield f"num_virtual_tokens must be at least 1, not {self.num_virtual_tokens}"
+        if self.encoder_hidden_size < 1:
+            yield f"encoder_hidden_size must be at least 1, not {self.encoder_hidden_size}"
+        if self.encoder_reparameterization_type != "MLP":
+            yield f"encoder_reparameterization_type must be MLP, not {self.encoder_reparameterization_type!r}"
+
+    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> PTuning:
+        """Tokenise the text to start from, if any."""
+        if self.init_text is None or self.init_ids is not None:
+            return self
+        if encode is None:
+            raise InputError("init_text needs a tokenizer: pass encode=… to attach")
+        return replace(self, init_ids=text_ids(self.init_text, self.num_virtual_tokens, encode))
+
+    def starting_from(self, text: str) -> PTuning:
+        """Start from this text unless another was chosen."""
+        return self if self.init_text is not None else replace(self, init_text=text)
+
+    def sites(self, model: nn.Module) -> list[str]:
+        """The stack that reads the input; in an encoder–decoder also the decoder, whose mask must make room."""
+        return [path for path in sites.stacks(model) if path is not None]
+
+    def part(self, model: nn.Module, path: str) -> Part:
+        """The prompt and its network in front of the reading stack."""
+        _, writer = sites.stacks(model)
+        stack = model.get_submodule(path)
+        if path == writer:
+            return WidenCrossMask(stack)
+        return PTuningPart(stack, self, encoder=writer is not None)
+
+    def key(self, path: str, name: str) -> str:
+        """Prompts are stored without a path."""
+        return name
+
+
+class PTuningPart(Prepend):
+    """[MLP(e); E(x)] with e and the MLP learned."""
+
+    prompt_embeddings: nn.Parameter | None
+
+    def __init__(self, stack: nn.Module, method: PTuning, encoder: bool) -> None:
+        super().__init__(stack, cut=not encoder)
+        self.n, h = method.num_virtual_tokens, method.encoder_hidden_size
+        words: Tensor = self.__dict__["embed"].weight
+        rows, d = self.n * (2 if encoder else 1), words.shape[1]
+        self.embedding = nn.Embedding(rows, d, device=words.device)
+        self.mlp_head = nn.Sequential(
+            nn.Linear(d, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, d)
+        ).to(words.device)
+        self.prompt_embeddings = None  # takes the place of e and the MLP in an adapter that was loaded
+        if not words.is_meta and method.init_ids is not None:
+            ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
+            with torch.no_grad():
+                self.embedding.weight.copy_(words[ids].repeat(rows // self.n, 1))
+
+    def _all(self) -> Float[Tensor, "rows d"]:
+        if self.prompt_embeddings is not None:
+            return self.prompt_embeddings
+        encoded: Tensor = self.mlp_head(self.embedding.weight)
+        return encoded
+
+    def prompt(self) -> Float[Tensor, "n d"]:
+        """The encoder's half, where there are two."""
+        return self._all()[: self.n]
+
+    def saved(self) -> dict[str, Tensor]:
+        """Only the prompt: the network is scaffolding."""
+        return {"prompt_embeddings": self._all().detach()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take the prompt and drop the network."""
+        self.prompt_embeddings = nn.Parameter(tensors["prompt_embeddings"].to(self.embedding.weight))
+        del self.embedding, self.mlp_head

@@ -1,0 +1,186 @@
+"""Prefix-Tuning: learned keys and values that every layer can attend to.
+
+The idea. Prompt Tuning speaks only at the input. Prefix-Tuning gives each attention layer its own `num_virtual_tokens`
+past positions: keys and values that no text produced, found by gradient descent:
+
+    attention(q, [P_K; K], [P_V; V])        per layer
+
+Where they start decides whether they learn. Random vectors (HF PEFT's default) look like no key that the layer has
+ever seen: queries either ignore them or are derailed by them, and in a few hundred steps nothing is learned. Ours
+start as the keys and values that the frozen model computes for a real text — the task's own instruction — so
+the adapted model starts exactly as the base that has read this text (the paper, section 7.4, found the same).
+
+Paper: Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", arXiv:2101.00190.
+
+Trainable parameters: num_virtual_tokens × layers × 2 × (key–value heads × head size).
+When to use it: generation, few examples, one model serving many tasks; stronger than Prompt Tuning on small models.
+When not: with very short contexts or quantised caches; with libraries that rebuild the cache.
+What it costs: attention over num_virtual_tokens more positions; no other layer sees longer rows, so it trains faster
+than Prompt Tuning. In an encoder–decoder the prefix sits in the decoder's self-attention, as in HF PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from .. import sites
+from ..adapter import Method, Part
+from ..errors import InputError
+from ..soft_prompt import argument_names, past_length, starting_ids, text_ids, widen
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(Method):
+    """Hyper-parameters of Prefix-Tuning."""
+
+    peft_type: ClassVar[str] = "PREFIX_TUNING"
+    title: ClassVar[str] = "Prefix-Tuning"
+    paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
+    learning_rate: ClassVar[float] = 1e-2
+
+    num_virtual_tokens: int = 20
+    """Number of learned past positions."""
+    init_weights: str | None = field(default="text", metadata={"local": True})
+    """Where they start: text (keys and values of a real text), zero, or none for random as in HF PEFT."""
+    init_text: str | None = field(default=None, metadata={"local": True})
+    """The text to start from; by default the task's own instruction."""
+    init_ids: tuple[int, ...] | None = field(default=None, metadata={"local": True})
+    """Token ids of that text; filled in by itself."""
+
+    def errors(self) -> Iterator[str]:
+        """Check ranges."""
+        if self.num_virtual_tokens < 1:
+            yield f"num_virtual_tokens must be at least 1, not {self.num_virtual_tokens}"
+        if self.init_weights not in ("text", "zero", None):
+            yield f"init_weights must be text, zero or none, not {self.init_weights!r}"
+
+    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> PrefixTuning:
+        """Tokenise the text to start from; without any, start from random words."""
+        if self.init_text is None or self.init_ids is not None:
+            return self
+        if encode is None:
+            raise InputError("init_text needs a tokenizer: pass encode=… to attach")
+        return replace(self, init_ids=text_ids(self.init_text, self.num_virtual_tokens, encode))
+
+    def starting_from(self, text: str) -> PrefixTuning:
+        """Start from this text unless another was chosen."""
+        return self if self.init_text is not None else replace(self, init_text=text)
+
+    def sites(self, model: nn.Module) -> list[str]:
+        """The stack that writes."""
+        reader, writer = sites.stacks(model)
+        return [reader if writer is None else writer]
+
+    def part(self, model: nn.Module, path: str) -> Part:
+        """Keys and values for all layers of the stack."""
+        return PrefixTuningPart(model, path, self)
+
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """Also the geometry: HF PEFT would guess it from the width, wrongly where heads × size is another (T5)."""
+        layers, heads, size = _geometry(model.config)
+        shape = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+        return super().config(model) | shape
+
+    def key(self, path: str, name: str) -> str:
+        """Prefixes are stored without a path."""
+        return name
+
+
+def _geometry(config: Any) -> tuple[int, int, int]:
+    """(layers, key–value heads, head size) of a writing stack."""
+    heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
+    layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
+    layers = layers or config.num_hidden_layers
+    size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    return layers, getattr(config, "num_key_value_heads", None) or heads, size
+
+
+class PrefixTuningPart(Part):
+    """Fills an empty key–value cache with [P_K; P_V] and shifts what follows."""
+
+    def __init__(self, model: nn.Module, path: str, method: PrefixTuning) -> None:
+        super().__init__()
+        stack: Any = model.get_submodule(path)
+        self.names = argument_names(stack)
+        self.config, self.crosses = model.config, sites.is_encoder_decoder(model)
+        self.n, self.geometry = method.num_virtual_tokens, _geometry(model.config)
+        layers, heads, size = self.geometry
+        self.__dict__["embed"] = stack.get_input_embeddings()  # the base's: not registered here
+        words: Tensor = self.__dict__["embed"].weight
+        self.prompt_embeddings = nn.Parameter(torch.zeros(self.n, layers * 2 * heads * size, device=words.device))
+        if words.is_meta or method.init_weights == "zero":
+            return
+        with torch.no_grad():
+            if method.init_weights is None:
+                self.prompt_embeddings.normal_()  # what HF PEFT's embedding starts from
+            else:
+                ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
+                self._store(_keys_and_values(stack, ids, self.empty_cache()))
+
+    def row(self, layer: int) -> int:
+        """Which of the 2·layers rows holds this layer's keys; its values are in the next.
+
+        In an encoder–decoder HF PEFT lays the rows out twice, for a cross-attention that then ignores them, and takes
+        every fourth: with an even number of layers, layer i and layer i + layers/2 share a row and half the rows go
+        unused. We keep its layout, so that adapters mean the same in both.
+        """
+        return 4 * layer % (2 * self.geometry[0]) if self.crosses else 2 * layer
+
+    def prefix(self) -> Float[Tensor, "rows heads n size"]:
+        """The parameter as rows of keys and values."""
+        layers, heads, size = self.geometry
+        return self.prompt_embeddings.view(self.n, layers * 2, heads, size).permute(1, 2, 0, 3)
+
+    def _store(self, states: list[tuple[Tensor, Tensor]]) -> None:
+        """Write each layer's keys and values to its rows; of two layers that share one, the lower wins."""
+        prefix = self.prefix()
+        for layer, (keys, values) in reversed(list(enumerate(states))):
+            prefix[self.row(layer)] = keys.float()
+            prefix[self.row(layer) + 1] = values.float()
+
+    def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Fill the cache when it is empty; always lengthen the mask and shift the positions."""
+        kw = dict(zip(self.names, args, strict=False)) | kwargs
+        cache = kw.get("past_key_values")
+        if past_length(cache) == 0:
+            kw["past_key_values"] = self._filled(cache, kw)
+        stray = cache is None and kw.get("use_cache") is False  # the caller wants no cache: do not hand it ours
+        kw["attention_mask"] = widen(kw.get("attention_mask"), self.n)
+        if (positions := kw.get("position_ids")) is not None:
+            kw["position_ids"] = positions + self.n
+        out = call(**kw)
+        if stray:
+            out.past_key_values = None
+        return out
+
+    def empty_cache(self) -> Any:
+        """A cache of the kind that this model's `generate` uses."""
+        own = DynamicCache(config=self.config)
+        return EncoderDecoderCache(own, DynamicCache(config=self.config)) if self.crosses else own
+
+    def _filled(self, cache: Any, kw: dict[str, Any]) -> Any:
+        cache = self.empty_cache() if cache is None else cache
+        x = kw["input_ids"] if kw.get("input_ids") is not None else kw["inputs_embeds"]
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        prefix = self.prefix().to(self.__dict__["embed"].weight.dtype)
+        for layer in range(self.geometry[0]):
+            keys, values = prefix[self.row(layer)], prefix[self.row(layer) + 1]
+            own.update(keys.expand(x.shape[0], -1, -1, -1), values.expand(x.shape[0], -1, -1, -1), layer)
+        return cache
+
+
+def _keys_and_values(stack: nn.Module, ids: Tensor, cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """The (keys, values) of every layer, heads × n × size, that the frozen stack keeps after reading `ids`."""
+    training = stack.training
+    stack.eval()
+    stack(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    stack.train(training)
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    return [(layer.keys[0], layer.values[0]) for layer in own.layers]

@@ -1,0 +1,112 @@
+"""Prompt Tuning: learn the words in front of the input — as vectors, not as words.
+
+The idea. A good instruction steers a frozen model. Instead of searching for its words, learn `num_virtual_tokens`
+embeddings P directly by gradient descent and prepend them to every input:
+
+    y = model([P; E(x)])
+
+P starts as the embeddings of a text (ours: the task's own instruction) or of words drawn from the vocabulary; vectors
+that look like nothing the model has seen learn far more slowly.
+
+Paper: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691.
+
+Trainable parameters: num_virtual_tokens × width. In an encoder–decoder HF PEFT counts and stores twice that, though
+only the encoder's half is ever used; we keep its count and format.
+When to use it: many tasks served by one model in one batch; the smallest files of all.
+When not: small models (the paper's gap to fine-tuning closes only near 10B parameters), few steps.
+What it costs: every row grows by num_virtual_tokens, in training and for ever after. It takes a high learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import sites
+from ..adapter import Method, Part
+from ..errors import InputError
+from ..soft_prompt import Prepend, WidenCrossMask, starting_ids, text_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTuning(Method):
+    """Hyper-parameters of Prompt Tuning."""
+
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
+    title: ClassVar[str] = "Prompt Tuning"
+    paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
+    learning_rate: ClassVar[float] = 3e-2
+
+    num_virtual_tokens: int = 20
+    """Length of the learned prompt."""
+    prompt_tuning_init: str = "TEXT"
+    """Where it starts: TEXT, SAMPLE_VOCAB (embeddings of random words) or RANDOM (normal, as spread as the words)."""
+    prompt_tuning_init_text: str | None = None
+    """The text to start from; by default the task's own instruction."""
+    init_ids: tuple[int, ...] | None = field(default=None, metadata={"local": True})
+    """Token ids of that text; filled in by itself."""
+
+    def errors(self) -> Iterator[str]:
+        """Check ranges."""
+        if self.num_virtual_tokens < 1:
+            yield f"num_virtual_tokens must be at least 1, not {self.num_virtual_tokens}"
+        if self.prompt_tuning_init not in ("TEXT", "SAMPLE_VOCAB", "RANDOM"):
+            yield f"prompt_tuning_init must be TEXT, SAMPLE_VOCAB or RANDOM, not {self.prompt_tuning_init!r}"
+
+    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> PromptTuning:
+        """Tokenise the text to start from; without any, start from random words."""
+        if self.prompt_tuning_init != "TEXT" or self.init_ids is not None:
+            return self
+        if self.prompt_tuning_init_text is None:
+            return replace(self, prompt_tuning_init="SAMPLE_VOCAB")
+        if encode is None:
+            raise InputError("prompt_tuning_init_text needs a tokenizer: pass encode=… to attach")
+        return replace(self, init_ids=text_ids(self.prompt_tuning_init_text, self.num_virtual_tokens, encode))
+
+    def starting_from(self, text: str) -> PromptTuning:
+        """Start from this text unless another was chosen."""
+        return self if self.prompt_tuning_init_text is not None else replace(self, prompt_tuning_init_text=text)
+
+    def sites(self, model: nn.Module) -> list[str]:
+        """The stack that reads the input; in an encoder–decoder also the decoder, whose mask must make room."""
+        return [path for path in sites.stacks(model) if path is not None]
+
+    def part(self, model: nn.Module, path: str) -> Part:
+        """The prompt in front of the reading stack."""
+        _, writer = sites.stacks(model)
+        stack = model.get_submodule(path)
+        if path == writer:
+            return WidenCrossMask(stack)
+        return PromptTuningPart(stack, self, encoder=writer is not None)
+
+    def key(self, path: str, name: str) -> str:
+        """Prompts are stored without a path."""
+        return name
+
+
+class PromptTuningPart(Prepend):
+    """[P; E(x)] with P learned."""
+
+    def __init__(self, stack: nn.Module, method: PromptTuning, encoder: bool) -> None:
+        super().__init__(stack, cut=not encoder)
+        self.n = method.num_virtual_tokens
+        words: Tensor = self.__dict__["embed"].weight
+        rows = self.n * (2 if encoder else 1)
+        self.prompt_embeddings = nn.Parameter(torch.empty(rows, words.shape[1], device=words.device))
+        if words.is_meta:
+            return
+        with torch.no_grad():
+            if method.prompt_tuning_init == "RANDOM":
+                self.prompt_embeddings.normal_(std=float(words.float().std()))
+            else:
+                ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
+                self.prompt_embeddings.copy_(words[ids].repeat(rows // self.n, 1))
+
+    def prompt(self) -> Float[Tensor, "n d"]:
+        """The encoder's half, where there are two."""
+        return self.prompt_embeddings[: self.n]

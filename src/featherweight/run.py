@@ -1,0 +1,243 @@
+"""What the verbs do: check everything that can be checked before the model loads, then run, then save.
+
+Each function returns the exit code: 0, or 130 when Ctrl-C ended it early with its work saved, or 1 when it diverged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import report
+from .adapter import Method, attach, count, detach
+from .api import generate
+from .base import Base, load_base, load_config, pick_device, skeleton
+from .checkpoint import load, read_about, read_method, save
+from .compare import about, compare, run_fit
+from .compare import run_evaluate as evaluate_with_bar
+from .config import CompareConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, TrainConfig, TrainingConfig, to_toml
+from .demo import MODEL
+from .engine.train import Settings
+from .errors import InputError, nearest
+from .methods import METHODS, method_class
+from .progress import mebibytes, note
+from .task import Task, load_task
+from .tokens import Writer, writer_for
+
+
+def run_compare(config: CompareConfig) -> int:
+    """`featherweight compare`."""
+    names = list(dict.fromkeys(n.strip() for n in config.methods.split(",") if n.strip()))
+    methods = [build_method(name, config.options.get(name, {})) for name in names]
+    pick_device(config.device)
+    folder = new_folder(config.out, "compare")
+    start = time.perf_counter()
+    task = task_of(config)
+    announce(config, folder)
+    base = load_base(config.model, dtype=config.dtype, device=config.device)
+    writer, rows = writer_for(base, config.max_length), len(task.train)
+    describe(base, task, writer)
+    settings = settings_of(config, rows, lr=0.0)
+    lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
+    if lines:
+        print()
+        report.show(lines, notes)
+    note(f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method) · {time.perf_counter() - start:.0f} s in all")
+    return 130 if len(lines) < len(methods) else 0
+
+
+def run_train(config: TrainConfig) -> int:
+    """`featherweight train`."""
+    method = build_method(config.method, config.options.get(config.method, {}))
+    pick_device(config.device)
+    folder = new_folder(config.out, config.method)
+    task = task_of(config)
+    announce(config, folder)
+    base = load_base(config.model, dtype=config.dtype, device=config.device)
+    writer = writer_for(base, config.max_length)
+    examples = describe(base, task, writer)
+    settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
+    torch.manual_seed(config.seed)
+    attach(base.model, method.starting_from(task.instruction), encode=writer.plain)
+    total, trained = count(base.model)
+    note(f"{method.title}: {trained:,} of {total:,} parameters are trained ({100 * trained / total:.4f} %)")
+    result = run_fit(base, examples, settings, method.title)
+    save(base.model, folder, base=base.name, about={**about(task), "steps": result.steps, "losses": result.losses})
+    if result.stopped == "diverged":
+        note(f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; the last good adapter is in {folder}; try a lower --lr")
+        return 1
+    if result.stopped == "interrupted":
+        note(f"interrupted after {result.steps} of {settings.steps} steps; the adapter so far is in {folder}")
+        return 130
+    score = evaluate_with_bar(base, task, writer, config.metric, method.title)
+    print(f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %")
+    note(f"{result.examples_per_second:.1f} examples/s, peak {mebibytes(result.peak_bytes)}; adapter saved in {folder}")
+    return 0
+
+
+def run_evaluate(config: EvaluateConfig) -> int:
+    """`featherweight evaluate`."""
+    saved = _check_adapter(config.adapter)
+    labels = saved.get("labels") or None
+    task = task_of(config, labels=labels, template=config.template or saved.get("template") or None, test_only=config.split == "all")
+    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
+    if config.adapter:
+        load(base.model, config.adapter)
+    writer = writer_for(base, config.max_length)
+    score = evaluate_with_bar(base, task, writer, config.metric, "adapter" if config.adapter else "bare model", config.batch_size)
+    if config.out:
+        rows = zip(score.places, score.answers, score.predictions, strict=True)
+        text = "".join(json.dumps({"place": p, "answer": a, "prediction": g}, ensure_ascii=False) + "\n" for p, a, g in rows)
+        try:
+            Path(config.out).write_text(text, encoding="utf-8")
+        except OSError as e:
+            raise InputError(f"--out {config.out}: {e.strerror or e}") from None
+    print(f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %, metric {score.metric}")
+    return 0
+
+
+def run_generate(config: GenerateConfig) -> int:
+    """`featherweight generate`."""
+    saved = _check_adapter(config.adapter)
+    if config.prompt is None and sys.stdin.isatty():
+        raise InputError("give --prompt, or prompts on standard input, one a line")
+    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
+    if config.adapter:
+        load(base.model, config.adapter)
+    torch.manual_seed(config.seed)
+    prompts = [config.prompt] if config.prompt is not None else (line.rstrip("\n") for line in sys.stdin)
+    for prompt in prompts:
+        if prompt.strip():
+            [text] = generate(
+                base, [prompt], about=saved, max_new_tokens=config.max_new_tokens, temperature=config.temperature, raw=config.raw
+            )
+            print(text.strip(), flush=True)
+    return 0
+
+
+def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
+    """`featherweight methods`."""
+    config = load_config(model) if model else None
+    for name in METHODS:
+        cls = method_class(name)
+        summary = (inspect.getdoc(sys.modules[cls.__module__]) or "").splitlines()[0].split(": ", 1)[1]
+        print(f"{name:14} {cls.title}: {summary}")
+        print(f"{'':14} {cls.paper}")
+        if config is None:
+            fields = [f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out")]
+            print(f"{'':14} --set " + ", ".join(f"{f.name}={f.default}" for f in fields))
+            print(f"{'':14} default learning rate {cls.learning_rate:g}")
+        else:
+            skeletal: Any = skeleton(config)
+            try:
+                attach(skeletal, build_method(name, options.get(name, {})))
+            except InputError as e:
+                print(f"{'':14} not on this model: {e}")
+            else:
+                total, trained = count(skeletal)
+                print(f"{'':14} {total:,} parameters, {trained:,} of them trained ({100 * trained / total:.4f} %)")
+                detach(skeletal)
+        print()
+
+
+def build_method(name: str, options: dict[str, Any]) -> Method:
+    """A method with its options from flags and recipe, checked: names, types and ranges."""
+    cls = method_class(name)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "init_ids"}
+    for key in options:
+        if key not in fields:
+            raise InputError(f"{name} has no option {key!r}; {nearest(key, fields)}")
+    values = {key: _typed(name, key, str(fields[key].type), value) for key, value in options.items()}
+    return cls(**values)
+
+
+def _typed(name: str, key: str, wanted: str, value: Any) -> Any:
+    """A value as the field's type wants it; TOML's lists become tuples, `none` becomes None."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if value == "none" and "None" in wanted:
+        return None
+    if isinstance(value, tuple):
+        fits = "tuple" in wanted
+    elif isinstance(value, bool):
+        fits = "bool" in wanted
+    elif isinstance(value, int):
+        fits = "int" in wanted or "float" in wanted
+    else:
+        fits = "float" in wanted if isinstance(value, float) else "str" in wanted
+    if not fits:
+        raise InputError(f"{name}: {key} must be {wanted.replace(' | None', '')}, not {value!r}")
+    return value
+
+
+def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
+    """The engine's settings from a configuration."""
+    return Settings(
+        steps=config.steps_for(rows), batch_size=config.batch_size, lr=lr, warmup=config.warmup,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
+    )  # fmt: skip
+
+
+def task_of(config: DataConfig, *, labels: Sequence[str] | None = None, template: str | None = None, test_only: bool = False) -> Task:
+    """The task of a configuration."""
+    return load_task(
+        config.data, test_data=config.test_data, text_column=config.text_column, label_column=config.label_column,
+        prompt_column=config.prompt_column, response_column=config.response_column,
+        template=template or (config.template.replace("\\n", "\n") if config.template else None),
+        test_fraction=config.test_fraction, test_rows=config.test_rows, seed=config.seed, labels=labels, test_only=test_only,
+    )  # fmt: skip
+
+
+def new_folder(wanted: str | None, verb: str) -> Path:
+    """Make the folder for a result: the wanted one, which must be new or empty, or the next free one under runs/."""
+    if wanted is not None:
+        folder = Path(wanted).expanduser()
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {wanted} is a file; choose a new folder")
+    else:
+        number = 1
+        while (folder := Path("runs") / f"{verb}-{number:03}").exists():
+            number += 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as e:
+        raise InputError(f"--out: cannot write to {folder}: {e.strerror or e}") from None
+    return folder
+
+
+def announce(config: Config, folder: Path) -> None:
+    """Print the resolved configuration and save it as a recipe that repeats the run."""
+    recipe = to_toml(config)
+    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    note(f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines()))
+
+
+def describe(base: Base, task: Task, writer: Writer) -> Any:
+    """Tokenise the training rows, and say what there is to learn from and what had to be cut."""
+    examples, cut = writer.examples(task.train)
+    note(
+        f"{base.name} in {str(base.model.dtype).removeprefix('torch.')} on {base.device} · {len(task.train):,} rows to train on, "
+        f"{len(task.test):,} to test on" + (f" · labels: {', '.join(task.labels)}" if task.labels else "")
+    )
+    if cut:
+        note(f"{cut:,} of {len(examples):,} rows were longer than {writer.max_length} tokens and were cut; the answers survive")
+    return examples
+
+
+def _check_adapter(folder: str | None) -> dict[str, Any]:
+    if folder is None:
+        return {}
+    read_method(folder)
+    return read_about(folder)

@@ -1,0 +1,190 @@
+"""How good is it? Labels by scoring, texts by generating; accuracy always with n and an interval.
+
+A label's score is the log-probability of all its tokens after the prompt. The prompt is read once: where every label
+is one token, a single forward pass answers a row; the further tokens of longer labels continue from its cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .base import Base
+from .engine.batches import collate, readable
+from .engine.loss import logits_at
+from .errors import InputError
+from .task import Task
+from .tokens import Example, Writer
+
+EVAL_BATCH = 32
+
+
+@dataclass
+class Score:
+    """Accuracy of a model on n rows. Times are of the forward passes alone."""
+
+    correct: int
+    n: int
+    predictions: list[str]
+    answers: list[str]
+    places: list[str]
+    seconds: float
+    batches: int
+    metric: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy."""
+        return wilson(self.correct, self.n)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the classes that occur of their F1."""
+        scores = []
+        for label in sorted(set(self.answers)):
+            hits = sum(p == a == label for p, a in zip(self.predictions, self.answers, strict=True))
+            scores.append(2 * hits / (self.predictions.count(label) + self.answers.count(label)))
+        return sum(scores) / len(scores)
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): holds near 0 and 1 and for small n, where ±1.96·σ does not."""
+    z = 1.959964
+    p, zz = correct / n, z * z / n
+    middle, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
+    return middle - half, middle + half
+
+
+def evaluate(
+    base: Base,
+    task: Task,
+    writer: Writer,
+    *,
+    metric: str = "auto",
+    batch_size: int = EVAL_BATCH,
+    max_new_tokens: int = 128,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Accuracy on the task's test rows with whatever adapter is live.
+
+    `metric`: `labels` scores every label, `exact_match` compares generated text, `auto` takes the first where the task
+    has labels. `on_batch(rows done, rows right)` reports progress.
+    """
+    metric = ("labels" if task.labels else "exact_match") if metric == "auto" else metric
+    if metric == "labels" and not task.labels:
+        raise InputError("metric labels needs a task with labels; use exact_match")
+    examples, _ = writer.examples(task.test)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    answers: dict[int, str] = {}
+    seconds, batches, right = 0.0, 0, 0
+    label_ids = writer.label_ids(task.labels) if metric == "labels" else []
+    base.model.eval()
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        rows = [examples[i] for i in chosen]
+        clock = time.perf_counter()
+        with torch.inference_mode():
+            if metric == "labels":
+                best = label_scores(base, rows, label_ids).argmax(dim=1).tolist()
+                texts = [task.labels[b] for b in best]
+            else:
+                texts = generate_from(base, [r.prompt for r in rows], max_new_tokens)
+        seconds += time.perf_counter() - clock
+        batches += 1
+        for i, text in zip(chosen, texts, strict=True):
+            answers[i] = text.strip()
+            right += answers[i] == task.test[i].answer.strip()
+        if on_batch:
+            on_batch(len(answers), right)
+    predictions = [answers[i] for i in range(len(examples))]
+    places = [r.place for r in task.test]
+    return Score(right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric)
+
+
+def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]]) -> Float[Tensor, "rows labels"]:
+    """Log-probability of every label, all its tokens, given each row's prompt."""
+    inputs = readable(base, [r.prompt for r in rows])
+    if base.encoder_decoder:
+        return _decoded_scores(base, inputs, labels)
+    first = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+    first[:, -1] = True  # padded on the left: every prompt ends in the last column
+    scores = torch.empty(len(rows), len(labels), device=base.device)
+    if all(len(ids) == 1 for ids in labels):
+        start = logits_at(base.model, inputs, first).log_softmax(-1)
+        return start[:, [ids[0] for ids in labels]]
+    out = base.model(**inputs, use_cache=True, logits_to_keep=1)
+    start = out.logits[:, -1].float().log_softmax(-1)
+    for column, ids in enumerate(labels):
+        scores[:, column] = start[:, ids[0]]
+        if len(ids) == 1:
+            continue
+        more = torch.tensor(ids[:-1], device=base.device).expand(len(rows), -1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
+        after = {"input_ids": more, "attention_mask": mask, "past_key_values": copy.deepcopy(out.past_key_values)}
+        if "position_ids" in inputs:
+            after["position_ids"] = (mask.cumsum(1) - 1)[:, -more.shape[1] :]
+        log_p = base.model(**after, use_cache=True).logits.float().log_softmax(-1)
+        wanted = torch.tensor(ids[1:], device=base.device).expand(len(rows), -1)
+        scores[:, column] += log_p.gather(2, wanted[..., None]).sum((1, 2))
+    return scores
+
+
+def _decoded_scores(base: Base, inputs: dict[str, Tensor], labels: Sequence[list[int]]) -> Float[Tensor, "rows labels"]:
+    """The encoder reads once; the decoder writes each label."""
+    encoded = base.model.get_encoder()(**inputs)
+    mask, n = inputs["attention_mask"], inputs["attention_mask"].shape[0]
+    scores = []
+    for ids in labels:
+        wanted = torch.tensor(ids, device=base.device).expand(n, -1)
+        start = wanted.new_full((n, 1), base.model.config.decoder_start_token_id)
+        shifted = torch.cat([start, wanted[:, :-1]], dim=1)
+        logits = base.model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits
+        scores.append(logits.float().log_softmax(-1).gather(2, wanted[..., None]).sum((1, 2)))
+    return torch.stack(scores, dim=1)
+
+
+def generate_from(base: Base, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 0.0) -> list[str]:
+    """Continue every prompt, greedily or by sampling, and decode what was added."""
+    inputs = readable(base, prompts)
+    inputs.pop("position_ids", None)  # `generate` counts them itself, and goes on counting
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    out = base.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
+    added = out if base.encoder_decoder else out[:, inputs["input_ids"].shape[1] :]
+    texts: list[str] = base.tokenizer.batch_decode(added, skip_special_tokens=True)
+    return texts
+
+
+def mean_loss(base: Base, task: Task, writer: Writer, batch_size: int = EVAL_BATCH) -> float:
+    """Mean cross-entropy per answered token on the test rows, in nats."""
+    examples, _ = writer.examples(task.test)
+    examples.sort(key=lambda e: len(e.ids))
+    total, n = 0.0, 0
+    base.model.eval()
+    for start in range(0, len(examples), batch_size):
+        batch = collate(base, examples[start : start + batch_size])
+        with torch.inference_mode():
+            logits = logits_at(base.model, batch.inputs, batch.where)
+            total += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
+        n += len(batch.targets)
+    return total / n
+
+
+def majority(task: Task) -> Score:
+    """What always answering the most frequent training label would reach."""
+    answers = [r.answer for r in task.test]
+    seen = [r.answer for r in task.train] or answers
+    guess = max(sorted(set(seen)), key=seen.count)
+    predictions = [guess] * len(answers)
+    return Score(answers.count(guess), len(answers), predictions, answers, [r.place for r in task.test], 0.0, 0, "labels")

@@ -1,0 +1,162 @@
+"""Where parts go: `target_modules` → module paths.
+
+`target_modules` is what HF PEFT takes: a list of names (a path matches when it ends in one of them, after a dot),
+one string that is a regular expression for the whole path, or `"all-linear"`. Left out, the names that HF PEFT uses
+for the architecture are taken. Prompt methods need no names: they sit on a stack (`stacks`).
+"""
+
+import re
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import InputError, nearest
+
+_QV = ("q_proj", "v_proj")
+# Per `config.model_type`: the modules that HF PEFT adapts by default, so that configurations and counts agree.
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("t5", "mt5"), ("q", "v")),
+    **dict.fromkeys(
+        ("bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm",
+         "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), _QV),
+    **dict.fromkeys(("bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"), ("query_key_value",)),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "layoutlm"), ("query", "value")),
+    "phi": ("q_proj", "v_proj", "fc1", "fc2"),
+    "phi3": ("qkv_proj",),  # not in HF PEFT's table: Phi-3 fuses q, k and v
+    "deberta-v2": ("query_proj", "value_proj"),
+    "deberta": ("in_proj",),
+    "mpt": ("Wqkv",),
+    "modernbert": ("Wqkv",),
+    "codegen": ("qkv_proj",),
+}  # fmt: skip
+# (IA)³: (scaled outputs, scaled feed-forward inputs).
+IA3_TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "t5": (("k", "v"), ("wo",)),
+    "mt5": (("k", "v", "wi_1"), ()),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), (("c_attn",), ("mlp.c_proj",))),
+    "bloom": (("query_key_value",), ("mlp.dense_4h_to_h",)),
+    **dict.fromkeys(("bert", "roberta"), (("key", "value"), ("output.dense",))),
+    "opt": (("q_proj", "k_proj"), ("fc2",)),
+    "gptj": (_QV, ("fc_out",)),
+    **dict.fromkeys(("gpt_neox", "RefinedWebModel", "RefinedWeb", "falcon"), (("query_key_value",), ("dense_4h_to_h",))),
+    "gpt_neo": (_QV, ("c_proj",)),
+    **dict.fromkeys(("bart", "phi"), (_QV, ("fc2",))),
+    "phi3": (("qkv_proj",), ("down_proj",)),  # not in HF PEFT's table
+    **dict.fromkeys(("llama", "mistral"), (("k_proj", "v_proj"), ("down_proj",))),
+    "mixtral": (("k_proj", "v_proj"), ("w2",)),
+    **dict.fromkeys(("llama4", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), (_QV, ("down_proj",))),
+    "deberta-v2": (("key_proj", "value_proj"), ("output.dense",)),
+    "deberta": (("in_proj",), ("output.dense",)),
+}  # fmt: skip
+
+ALL_LINEAR = "all-linear"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A matrix multiplication with a weight: `nn.Linear` and its quantised kin, or GPT-2's transposed `Conv1D`."""
+    return isinstance(module, (nn.Linear, Conv1D)) or (
+        hasattr(module, "in_features") and hasattr(module, "out_features")
+    )
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer; `Conv1D` keeps its weight transposed."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+
+
+def model_type(model: nn.Module) -> str:
+    """The architecture's name in `config.model_type`, or an empty string."""
+    return getattr(getattr(model, "config", None), "model_type", "")
+
+
+def matches(path: str, target_modules: str | tuple[str, ...]) -> bool:
+    """HF PEFT's rule: a string is a regular expression for the whole path, a list holds path endings."""
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, path) is not None
+    return any(path == t or path.endswith("." + t) for t in target_modules)
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules of the base (not of attached parts) by path."""
+    return {p: m for p, m in model.named_modules() if p and ".parts." not in f".{p}." }
+
+
+def linear_sites(model: nn.Module, target_modules: str | tuple[str, ...]) -> list[str]:
+    """Paths of the linear layers that `target_modules` names. One error lists near misses and what exists."""
+    base = _candidates(model)
+    if target_modules == ALL_LINEAR:
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return [p for p, m in base.items() if is_linear(m) and m is not head]
+    if isinstance(target_modules, str):
+        try:
+            re.compile(target_modules)
+        except re.error as e:
+            raise InputError(f"target_modules={target_modules!r} is not a valid regular expression: {e}") from None
+    found = [p for p in base if matches(p, target_modules)]
+    leaves = {p.rsplit(".", 1)[-1] for p, m in base.items() if is_linear(m)}
+    if isinstance(target_modules, tuple):
+        missing = [t for t in target_modules if not any(matches(p, (t,)) for p in found)]
+    else:
+        missing = [] if found else [target_modules]
+    if missing:
+        raise InputError(
+            f"target_modules: this model has no module {', '.join(map(repr, missing))}; {nearest(missing[0], leaves)} "
+            f'(or "{ALL_LINEAR}")'
+        )
+    if wrong := [p for p in found if not is_linear(base[p])]:
+        raise InputError(
+            f"target_modules: {wrong[0]} is a {type(base[wrong[0]]).__name__}, and only linear layers can be "
+            f"adapted; this model's are: {', '.join(sorted(leaves))}"
+        )
+    return found
+
+
+def default_lora_targets(model: nn.Module) -> tuple[str, ...]:
+    """HF PEFT's default names for this architecture; `q_proj, v_proj` for a newcomer that has them."""
+    if (targets := LORA_TARGETS.get(model_type(model))) is not None:
+        return targets
+    leaves = {p.rsplit(".", 1)[-1] for p, m in _candidates(model).items() if is_linear(m)}
+    if set(_QV) <= leaves:
+        return _QV
+    raise InputError(
+        f"no default target modules are known for the architecture {model_type(model)!r}; "
+        f'set target_modules to some of: {", ".join(sorted(leaves))}, or to "{ALL_LINEAR}"'
+    )
+
+
+def default_ia3_targets(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(target_modules, feedforward_modules) for (IA)³: keys, values and the feed-forward's input."""
+    outputs, inputs = IA3_TARGETS.get(model_type(model), ((), ()))
+    leaves = {p.rsplit(".", 1)[-1] for p, m in _candidates(model).items() if is_linear(m)}
+    if not outputs and {"k_proj", "v_proj", "down_proj"} <= leaves:
+        outputs, inputs = ("k_proj", "v_proj"), ("down_proj",)
+    if not outputs:
+        raise InputError(
+            f"no default target modules are known for the architecture {model_type(model)!r}; "
+            f"set target_modules (and feedforward_modules) to some of: {', '.join(sorted(leaves))}"
+        )
+    if inputs and not any(matches(p, inputs) for p in _candidates(model)):
+        raise InputError(f"(IA)³: this {model_type(model)} has no module {inputs[0]!r}; set target_modules and feedforward_modules")
+    return outputs + inputs, inputs
+
+
+def path_of(model: nn.Module, module: nn.Module) -> str:
+    """The path of a module inside a model."""
+    return next(path for path, m in model.named_modules() if m is module)
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model reads with an encoder and writes with a decoder (T5, BART)."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def stacks(model: nn.Module) -> tuple[str, str | None]:
+    """Paths of the stack that reads tokens and, in an encoder–decoder, of the one that writes them."""
+    if is_encoder_decoder(model):
+        return path_of(model, model.get_encoder()), path_of(model, model.get_decoder())  # type: ignore[operator]
+    if not hasattr(model, "base_model"):
+        raise InputError(f"{type(model).__name__} is not a transformers model: prompt methods need its stack")
+    return path_of(model, model.base_model), None  # type: ignore[arg-type]

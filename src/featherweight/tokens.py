@@ -1,0 +1,158 @@
+"""From rows to token ids: which tokens are read, which are answered, and what is cut when a row is too long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+from .task import Row, Task
+
+IGNORE = -100
+"""The label of a token that is read but not learned."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one row. `prompt` is what the model reads before it answers.
+
+    For a decoder `ids` is the whole row and `targets` has its length, `IGNORE` where nothing is learned;
+    for an encoder–decoder `ids` is what the encoder reads and `targets` what the decoder writes.
+    """
+
+    ids: list[int]
+    targets: list[int]
+    prompt: list[int]
+    row: Row
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes rows as tokens for one model."""
+
+    tokenizer: Any
+    encoder_decoder: bool
+    max_length: int
+
+    @property
+    def _specials(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text."""
+        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        full = self.tokenizer("a").input_ids
+        start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return full[:start], full[start + len(bare) :]
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer: after a space, where it follows a prompt in the same row."""
+        return self.plain(text if self.encoder_decoder else " " + text)
+
+    def label_ids(self, labels: list[str]) -> list[list[int]]:
+        """Token ids of every label. The end token is part of them only where one label begins another."""
+        ids = [self.answer(label) for label in labels]
+        ambiguous = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
+        if ambiguous:
+            ids = [i + [self.tokenizer.eos_token_id] for i in ids]
+        if len({tuple(i) for i in ids}) < len(ids):
+            raise InputError(f"two labels have the same tokens in this model: {', '.join(labels)}")
+        return ids
+
+    def chats(self, row: Row) -> bool:
+        """Whether this row is written with the model's chat template."""
+        return row.messages is not None and not self.encoder_decoder and bool(self.tokenizer.chat_template)
+
+    def _spans(self, row: Row) -> list[tuple[list[int], bool]]:
+        eos = [self.tokenizer.eos_token_id]
+        if self.chats(row):
+            assert row.messages is not None
+            return [(self.plain(text), trained) for text, trained in _turns(self.tokenizer, row.messages)]
+        read = [(self.plain(text), False) for text, trained in row.spans if not trained]
+        return [*read, (self.answer(row.answer) + eos, True)]
+
+    def example(self, row: Row) -> tuple[Example, bool]:
+        """The row's tokens, and whether it had to be cut to `max_length`.
+
+        A classified text loses its end, a conversation its beginning; template and answer survive.
+        """
+        before, after = self._specials
+        spans = self._spans(row)
+        if self.chats(row):
+            before, after = [], []
+        elif not self.encoder_decoder:
+            after = []
+        read = [ids for ids, _ in spans if self.encoder_decoder is False or not _]
+        length = sum(map(len, read)) + len(before) + len(after)
+        excess = length - self.max_length
+        if excess > 0:
+            spans = self._cut(spans, excess, row)
+        ids = [*before, *(i for span, _ in spans for i in span)]
+        if self.encoder_decoder:
+            source = [*before, *(i for span, trained in spans if not trained for i in span), *after]
+            target = [i for span, trained in spans if trained for i in span]
+            return Example(source, target[: self.max_length], source, row), excess > 0
+        targets = [IGNORE] * len(before) + [i if trained else IGNORE for span, trained in spans for i in span]
+        last = len(ids) - len(spans[-1][0])
+        return Example(ids, targets, ids[:last], row), excess > 0
+
+    def prompt(self, row: Row) -> list[int]:
+        """The tokens that the model reads before it answers this row."""
+        return self.example(row)[0].prompt
+
+    def _cut(self, spans: list[tuple[list[int], bool]], excess: int, row: Row) -> list[tuple[list[int], bool]]:
+        first, *rest = spans
+        keep = len(first[0]) - excess
+        if keep >= 1:
+            kept = first[0][:keep] if row.label is not None else first[0][-keep:]
+            return [(kept, False), *rest]
+        if row.label is not None:
+            raise InputError(
+                f"data: {row.place}: template and label alone need more than max_length={self.max_length} tokens; raise --max-length"
+            )
+        spans = [(first[0][-1:], False), *rest]  # a response longer than the context loses its end
+        excess = 1 - keep
+        while excess > 0 and len(spans) > 1:
+            ids, trained = spans.pop()
+            if len(ids) > excess:
+                spans.append((ids[: len(ids) - excess], trained))
+            excess -= len(ids)
+        if len(spans) < 2:
+            raise InputError(f"data: {row.place}: nothing of the response fits into max_length={self.max_length} tokens")
+        return spans
+
+    def examples(self, rows: list[Row]) -> tuple[list[Example], int]:
+        """All rows' tokens, and how many were cut."""
+        written = [self.example(row) for row in rows]
+        return [e for e, _ in written], sum(cut for _, cut in written)
+
+
+def _turns(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> list[tuple[str, bool]]:
+    """A conversation as (text, trained) spans: every assistant turn is trained, with its end-of-turn mark."""
+    spans: list[tuple[str, bool]] = []
+    written = ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+        after = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False).rstrip("\n")
+        if not before.startswith(written) or not after.startswith(before):
+            # A template that rewrites earlier turns (it may drop their thinking): train on the last answer only.
+            spans, written = [], ""
+            continue
+        spans += [(before[len(written) :], False), (after[len(before) :], True)]
+        written = after
+    if not spans:
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        spans = [(prompt, False), (messages[-1]["content"] + tokenizer.eos_token, True)]
+    return spans
+
+
+def writer_for(base: Any, max_length: int | None) -> Writer:
+    """The writer of a loaded base; rows never exceed its context."""
+    return Writer(base.tokenizer, base.encoder_decoder, min(max_length or base.context, base.context))
+
+
+__all__ = ["IGNORE", "Example", "Task", "Writer", "writer_for"]
