@@ -21,9 +21,9 @@ import featherweight as fw
 from featherweight import tokens
 from featherweight.adapter import attach, detach
 from featherweight.engine.train import Settings, fit
-from featherweight.scoring import evaluate
 from featherweight.methods import method_class
 from featherweight.provenance import machine, versions
+from featherweight.scoring import evaluate
 
 GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
     ("lora", {}, (2e-3, 5e-3, 1e-2)),
@@ -61,7 +61,11 @@ def main() -> None:
             if (name, json.dumps(options, sort_keys=True), lr, args.steps) in seen:
                 continue
             torch.manual_seed(0)
-            method = method_class(name)(**options).starting_from(task.instruction) if "init_text" not in options else method_class(name)(**options)
+            method = (
+                method_class(name)(**options).starting_from(task.instruction)
+                if "init_text" not in options
+                else method_class(name)(**options)
+            )
             attach(base.model, method, encode=writer.plain)
             report = fit(base, examples, Settings(steps=args.steps, batch_size=args.batch_size, lr=lr))
             score = evaluate(base, task, writer)
@@ -75,7 +79,10 @@ def main() -> None:
             }  # fmt: skip
             with args.out.open("a") as f:
                 f.write(json.dumps(row) + "\n")
-            print(f"{name:14} {options} lr={lr:g}: {score.accuracy:.1%} [{low:.1%}, {high:.1%}] loss {row['last_loss']:.3f}", flush=True)
+            print(
+                f"{name:14} {options} lr={lr:g}: {score.accuracy:.1%} [{low:.1%}, {high:.1%}] loss {row['last_loss']:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _WHERE = {
     "save": "checkpoint", "load": "checkpoint",
     "InputError": "errors",
 }  # fmt: skip
-__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
     from .adapter import Method, Part, attach, attached, count, detach, live

@@ -76,7 +76,9 @@ def generate(
             head = about["template"][about["template"].index("{") : head_end]
             before, tail = about["template"][: about["template"].index("{")], about["template"][head_end:]
             if head.count("{") > 1:
-                raise InputError(f"this adapter's template has several columns ({head}); write the prompt out and pass --raw")
+                raise InputError(
+                    f"this adapter's template has several columns ({head}); write the prompt out and pass --raw"
+                )
             row = Row(((before + prompt, False), (tail, False), ("", True)), "", "prompt", label=0)
         elif raw:
             row = Row(((prompt, False), ("", True)), "", "prompt")

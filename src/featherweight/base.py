@@ -93,7 +93,11 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
-            hint = "it is an adapter: pass it as --adapter" if (path / "adapter_config.json").is_file() else "is it a model?"
+            hint = (
+                "it is an adapter: pass it as --adapter"
+                if (path / "adapter_config.json").is_file()
+                else "is it a model?"
+            )
             raise InputError(f"model: the folder {name} has no config.json; {hint}")
         return str(path), {}
     if path.exists():
@@ -104,7 +108,9 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
 def _explain(name: str, error: Exception) -> InputError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "safetensors" in str(error):
-        return InputError(f"model {name!r}: its weights are not in safetensors (pickled files can run code, so they are not read): {first}")
+        return InputError(
+            f"model {name!r}: its weights are not in safetensors (pickled files can run code, so they are not read): {first}"
+        )
     return InputError(
         f"model {name!r} could not be loaded: {first} — give a hub id, a folder or a .gguf file; "
         f"without a network only folders, files and models in the cache work"

@@ -37,7 +37,14 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-def save(model: nn.Module, folder: str | Path, name: str = "default", *, base: str | None = None, about: dict[str, Any] | None = None) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    name: str = "default",
+    *,
+    base: str | None = None,
+    about: dict[str, Any] | None = None,
+) -> Path:
     """Write adapter `name` to a folder that HF PEFT loads; the folder appears whole or not at all.
 
     `base` is the base model's hub id or path, for `adapter_config.json`; `about` is kept in `featherweight.json`.
@@ -118,10 +125,16 @@ def read_method(folder: str | Path) -> Method:
     classes = {method_class(name).peft_type: method_class(name) for name in METHODS}
     kind = config.get("peft_type")
     if kind not in classes:
-        raise InputError(f"adapter: {folder / CONFIG}: peft_type {kind!r} is not known here; {nearest(str(kind), classes)}")
+        raise InputError(
+            f"adapter: {folder / CONFIG}: peft_type {kind!r} is not known here; {nearest(str(kind), classes)}"
+        )
     cls = classes[kind]
     fields = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("local")}
-    beyond = [k for k, v in config.items() if k not in fields and k not in _HARMLESS and v not in (None, False, "none") and v != [] and v != {}]
+    beyond = [
+        k
+        for k, v in config.items()
+        if k not in fields and k not in _HARMLESS and v not in (None, False, "none") and v != [] and v != {}
+    ]
     if beyond:
         raise InputError(
             f"adapter: {folder / CONFIG}: {beyond[0]}={config[beyond[0]]!r} is not supported, and leaving it out would "
@@ -179,9 +192,13 @@ def _restore(model: nn.Module, name: str, method: Method, tensors: dict[str, Ten
     }
     names = {disk: shape for part in expected.values() for disk, shape in part.values()}
     if missing := sorted(names.keys() - tensors.keys()):
-        raise InputError(f"adapter: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all): is it for another base?")
+        raise InputError(
+            f"adapter: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all): is it for another base?"
+        )
     if extra := sorted(tensors.keys() - names.keys()):
-        raise InputError(f"adapter: {folder} has the unexpected tensor {extra[0]} ({len(extra)} in all): is it for another base?")
+        raise InputError(
+            f"adapter: {folder} has the unexpected tensor {extra[0]} ({len(extra)} in all): is it for another base?"
+        )
     for disk, shape in names.items():
         if tensors[disk].shape != shape:
             raise InputError(

@@ -35,10 +35,17 @@ app = typer.Typer(
     help="Fine-tune language models on the hardware you own.\n\n"
     "Start with `featherweight compare`: it trains five methods on a small real model and prints which is best.",
 )  # fmt: skip
-RECIPE = Annotated[str | None, typer.Option(help="TOML file that holds any of these settings; flags win over it.", rich_help_panel="Recipe")]
+RECIPE = Annotated[
+    str | None,
+    typer.Option(help="TOML file that holds any of these settings; flags win over it.", rich_help_panel="Recipe"),
+]
 SET = Annotated[
     list[str] | None,
-    typer.Option("--set", help="An option of a method, such as r=16 or lora.r=16; `featherweight methods` lists them.", rich_help_panel="Recipe"),
+    typer.Option(
+        "--set",
+        help="An option of a method, such as r=16 or lora.r=16; `featherweight methods` lists them.",
+        rich_help_panel="Recipe",
+    ),
 ]
 
 
@@ -55,8 +62,12 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     else:
         words = ""
     default = "" if field.default in (None, PydanticUndefined, False) else f" [default: {field.default}]"
-    option = typer.Option("--" + name.replace("_", "-"), help=(field.description or "") + words + default, show_default=False)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+    option = typer.Option(
+        "--" + name.replace("_", "-"), help=(field.description or "") + words + default, show_default=False
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
 
 def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
@@ -67,7 +78,11 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
             given = {k: v for k, v in flags.items() if v is not None}
             base = read_recipe(recipe) if recipe else {}
             if set_:
-                method = given.get("method", base.get("method", config_class.model_fields["method"].default)) if "method" in config_class.model_fields else None
+                method = (
+                    given.get("method", base.get("method", config_class.model_fields["method"].default))
+                    if "method" in config_class.model_fields
+                    else None
+                )
                 given["options"] = parse_options(set_, method)
             function(merge(config_class, base, given))
 
@@ -133,7 +148,12 @@ def generate(config: GenerateConfig) -> None:
 
 @app.command()
 def methods(
-    model: Annotated[str | None, typer.Option(help="Count parameters for this model: hub id, folder, .gguf or a config.json. No weights are loaded.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Count parameters for this model: hub id, folder, .gguf or a config.json. No weights are loaded."
+        ),
+    ] = None,
     set_: SET = None,
 ) -> None:
     """List the methods: what each is, its paper, its options, and its size on a model.

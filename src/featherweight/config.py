@@ -38,9 +38,13 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Which rows, and how they are written."""
 
-    data: str = Field(DATA, description="Data set: .csv, .tsv, .jsonl, .json, .parquet, a hub data set, or the embedded default.")
+    data: str = Field(
+        DATA, description="Data set: .csv, .tsv, .jsonl, .json, .parquet, a hub data set, or the embedded default."
+    )
     test_data: str | None = Field(None, description="File with the test rows; by default a part of --data is held out.")
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the rows to hold out, where no test rows are given.")
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the rows to hold out, where no test rows are given."
+    )
     test_rows: Positive | None = Field(None, description="Test on at most so many rows.")
     text_column: str | None = Field(None, description="Column with the text to classify; found by its usual names.")
     label_column: str | None = Field(None, description="Column with the label; found by its usual names.")
@@ -48,10 +52,12 @@ class DataConfig(Config):
     response_column: str | None = Field(None, description="Column with the response of an instruction data set.")
     template: str | None = Field(None, description="How a row is written, columns in braces: '{text}\\nSentiment:'.")
     max_length: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="Longest row in tokens; longer texts are cut so that the answer survives. Default: the model's context."
+        None,
+        description="Longest row in tokens; longer texts are cut so that the answer survives. Default: the model's context.",
     )
     metric: Literal["auto", "labels", "exact_match"] = Field(
-        "auto", description="labels scores every label's tokens; exact_match compares generated text; auto chooses by task."
+        "auto",
+        description="labels scores every label's tokens; exact_match compares generated text; auto chooses by task.",
     )
 
 
@@ -61,11 +67,17 @@ class TrainingConfig(DataConfig):
     steps: Positive | None = Field(None, description="Optimiser steps (120 unless --epochs is given).")
     epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
     batch_size: Positive = Field(8, description="Rows per step.")
-    lr: float | None = Field(None, gt=0, description="Learning rate; by default each method's own, chosen by measurement.")
-    warmup: float = Field(0.06, ge=0, le=1, description="Share of the steps over which the rate rises; it then falls to zero.")
+    lr: float | None = Field(
+        None, gt=0, description="Learning rate; by default each method's own, chosen by measurement."
+    )
+    warmup: float = Field(
+        0.06, ge=0, le=1, description="Share of the steps over which the rate rises; it then falls to zero."
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Options per method, from --set or a recipe's tables.")
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options per method, from --set or a recipe's tables."
+    )
 
     def steps_for(self, rows: int) -> int:
         """The number of steps for a training set of this size."""
@@ -93,7 +105,9 @@ class EvaluateConfig(DataConfig):
     """`featherweight evaluate`."""
 
     model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]
-    adapter: str | None = Field(None, description="Adapter folder (ours or HF PEFT's); without it the bare model is evaluated.")
+    adapter: str | None = Field(
+        None, description="Adapter folder (ours or HF PEFT's); without it the bare model is evaluated."
+    )
     batch_size: Positive = Field(32, description="Rows per forward pass.")
     split: Literal["test", "all"] = Field("test", description="test: the held-out rows; all: every row of --data.")
     out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
@@ -103,7 +117,9 @@ class GenerateConfig(Config):
     """`featherweight generate`."""
 
     model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]
-    adapter: str | None = Field(None, description="Adapter folder (ours or HF PEFT's); without it the bare model writes.")
+    adapter: str | None = Field(
+        None, description="Adapter folder (ours or HF PEFT's); without it the bare model writes."
+    )
     prompt: str | None = Field(None, description="Text to answer; without it every line of standard input is one.")
     max_new_tokens: Positive = Field(128, description="Longest answer in tokens.")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher values draw more freely.")
@@ -165,7 +181,9 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
     try:
         return cls(**chosen)
     except ValidationError as e:
-        problems = [f"--{str(p['loc'][0]).replace('_', '-')}: {p['msg'].lower()} (got {p['input']!r})" for p in e.errors()]
+        problems = [
+            f"--{str(p['loc'][0]).replace('_', '-')}: {p['msg'].lower()} (got {p['input']!r})" for p in e.errors()
+        ]
         raise InputError("; ".join(problems)) from None
 
 

@@ -95,7 +95,7 @@ def _object(line: str, place: str) -> dict[str, Any]:
     except ValueError as e:
         raise InputError(f"data: {place}: not valid JSON: {e}") from None
     if not isinstance(row, dict):
-        raise InputError(f"data: {place}: expected an object such as {{\"text\": …}}, found {type(row).__name__}")
+        raise InputError(f'data: {place}: expected an object such as {{"text": …}}, found {type(row).__name__}')
     return row
 
 

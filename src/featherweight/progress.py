@@ -36,7 +36,13 @@ def bar(title: str, total: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(None, title, total)
         return
-    columns = (TextColumn("{task.description:22}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:22}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         yield Bar(progress, title, total)
 

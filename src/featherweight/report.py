@@ -84,7 +84,9 @@ def save(folder: Path, lines: list[Line], notes: list[str]) -> None:
     """Write table.md, table.csv and rows.jsonl (every figure, the loss of every step, every prediction)."""
     (folder / "table.md").write_text(markdown(lines, notes), encoding="utf-8")
     (folder / "table.csv").write_text(comma_separated(lines), encoding="utf-8")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8"
+    )
 
 
 def show(lines: list[Line], notes: list[str]) -> None:

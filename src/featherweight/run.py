@@ -23,7 +23,16 @@ from .base import Base, load_base, load_config, pick_device, skeleton
 from .checkpoint import load, read_about, read_method, save
 from .compare import about, compare, run_fit
 from .compare import run_evaluate as evaluate_with_bar
-from .config import CompareConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, TrainConfig, TrainingConfig, to_toml
+from .config import (
+    CompareConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    TrainConfig,
+    TrainingConfig,
+    to_toml,
+)
 from .demo import MODEL
 from .engine.train import Settings
 from .errors import InputError, nearest
@@ -50,7 +59,9 @@ def run_compare(config: CompareConfig) -> int:
     if lines:
         print()
         report.show(lines, notes)
-    note(f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method) · {time.perf_counter() - start:.0f} s in all")
+    note(
+        f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method) · {time.perf_counter() - start:.0f} s in all"
+    )
     return 130 if len(lines) < len(methods) else 0
 
 
@@ -72,13 +83,17 @@ def run_train(config: TrainConfig) -> int:
     result = run_fit(base, examples, settings, method.title)
     save(base.model, folder, base=base.name, about={**about(task), "steps": result.steps, "losses": result.losses})
     if result.stopped == "diverged":
-        note(f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; the last good adapter is in {folder}; try a lower --lr")
+        note(
+            f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; the last good adapter is in {folder}; try a lower --lr"
+        )
         return 1
     if result.stopped == "interrupted":
         note(f"interrupted after {result.steps} of {settings.steps} steps; the adapter so far is in {folder}")
         return 130
     score = evaluate_with_bar(base, task, writer, config.metric, method.title)
-    print(f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %")
+    print(
+        f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %"
+    )
     note(f"{result.examples_per_second:.1f} examples/s, peak {mebibytes(result.peak_bytes)}; adapter saved in {folder}")
     return 0
 
@@ -87,20 +102,31 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
     saved = _check_adapter(config.adapter)
     labels = saved.get("labels") or None
-    task = task_of(config, labels=labels, template=config.template or saved.get("template") or None, test_only=config.split == "all")
+    task = task_of(
+        config,
+        labels=labels,
+        template=config.template or saved.get("template") or None,
+        test_only=config.split == "all",
+    )
     base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
     if config.adapter:
         load(base.model, config.adapter)
     writer = writer_for(base, config.max_length)
-    score = evaluate_with_bar(base, task, writer, config.metric, "adapter" if config.adapter else "bare model", config.batch_size)
+    score = evaluate_with_bar(
+        base, task, writer, config.metric, "adapter" if config.adapter else "bare model", config.batch_size
+    )
     if config.out:
         rows = zip(score.places, score.answers, score.predictions, strict=True)
-        text = "".join(json.dumps({"place": p, "answer": a, "prediction": g}, ensure_ascii=False) + "\n" for p, a, g in rows)
+        text = "".join(
+            json.dumps({"place": p, "answer": a, "prediction": g}, ensure_ascii=False) + "\n" for p, a, g in rows
+        )
         try:
             Path(config.out).write_text(text, encoding="utf-8")
         except OSError as e:
             raise InputError(f"--out {config.out}: {e.strerror or e}") from None
-    print(f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %, metric {score.metric}")
+    print(
+        f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %, metric {score.metric}"
+    )
     return 0
 
 
@@ -117,7 +143,12 @@ def run_generate(config: GenerateConfig) -> int:
     for prompt in prompts:
         if prompt.strip():
             [text] = generate(
-                base, [prompt], about=saved, max_new_tokens=config.max_new_tokens, temperature=config.temperature, raw=config.raw
+                base,
+                [prompt],
+                about=saved,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                raw=config.raw,
             )
             print(text.strip(), flush=True)
     return 0
@@ -186,7 +217,9 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     )  # fmt: skip
 
 
-def task_of(config: DataConfig, *, labels: Sequence[str] | None = None, template: str | None = None, test_only: bool = False) -> Task:
+def task_of(
+    config: DataConfig, *, labels: Sequence[str] | None = None, template: str | None = None, test_only: bool = False
+) -> Task:
     """The task of a configuration."""
     return load_task(
         config.data, test_data=config.test_data, text_column=config.text_column, label_column=config.label_column,
@@ -221,7 +254,9 @@ def announce(config: Config, folder: Path) -> None:
     """Print the resolved configuration and save it as a recipe that repeats the run."""
     recipe = to_toml(config)
     (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
-    note(f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines()))
+    note(
+        f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines())
+    )
 
 
 def describe(base: Base, task: Task, writer: Writer) -> Any:
@@ -232,7 +267,9 @@ def describe(base: Base, task: Task, writer: Writer) -> Any:
         f"{len(task.test):,} to test on" + (f" · labels: {', '.join(task.labels)}" if task.labels else "")
     )
     if cut:
-        note(f"{cut:,} of {len(examples):,} rows were longer than {writer.max_length} tokens and were cut; the answers survive")
+        note(
+            f"{cut:,} of {len(examples):,} rows were longer than {writer.max_length} tokens and were cut; the answers survive"
+        )
     return examples
 
 

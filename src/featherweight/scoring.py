@@ -110,7 +110,9 @@ def evaluate(
             on_batch(len(answers), right)
     predictions = [answers[i] for i in range(len(examples))]
     places = [r.place for r in task.test]
-    return Score(right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric)
+    return Score(
+        right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric
+    )
 
 
 def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]]) -> Float[Tensor, "rows labels"]:
@@ -150,7 +152,9 @@ def _decoded_scores(base: Base, inputs: dict[str, Tensor], labels: Sequence[list
         wanted = torch.tensor(ids, device=base.device).expand(n, -1)
         start = wanted.new_full((n, 1), base.model.config.decoder_start_token_id)
         shifted = torch.cat([start, wanted[:, :-1]], dim=1)
-        logits = base.model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits
+        logits = base.model(
+            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=shifted, use_cache=False
+        ).logits
         scores.append(logits.float().log_softmax(-1).gather(2, wanted[..., None]).sum((1, 2)))
     return torch.stack(scores, dim=1)
 
@@ -187,4 +191,6 @@ def majority(task: Task) -> Score:
     seen = [r.answer for r in task.train] or answers
     guess = max(sorted(set(seen)), key=seen.count)
     predictions = [guess] * len(answers)
-    return Score(answers.count(guess), len(answers), predictions, answers, [r.place for r in task.test], 0.0, 0, "labels")
+    return Score(
+        answers.count(guess), len(answers), predictions, answers, [r.place for r in task.test], 0.0, 0, "labels"
+    )

@@ -81,7 +81,7 @@ def matches(path: str, target_modules: str | tuple[str, ...]) -> bool:
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     """Modules of the base (not of attached parts) by path."""
-    return {p: m for p, m in model.named_modules() if p and ".parts." not in f".{p}." }
+    return {p: m for p, m in model.named_modules() if p and ".parts." not in f".{p}."}
 
 
 def linear_sites(model: nn.Module, target_modules: str | tuple[str, ...]) -> list[str]:
@@ -139,7 +139,9 @@ def default_ia3_targets(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, .
             f"set target_modules (and feedforward_modules) to some of: {', '.join(sorted(leaves))}"
         )
     if inputs and not any(matches(p, inputs) for p in _candidates(model)):
-        raise InputError(f"(IA)³: this {model_type(model)} has no module {inputs[0]!r}; set target_modules and feedforward_modules")
+        raise InputError(
+            f"(IA)³: this {model_type(model)} has no module {inputs[0]!r}; set target_modules and feedforward_modules"
+        )
     return outputs + inputs, inputs
 
 

@@ -120,7 +120,9 @@ def _labelled(rows: list[Row], labels: list[str]) -> list[Row]:
     number = {label: i for i, label in enumerate(labels)}
     for row in rows:
         if row.answer not in number:
-            raise InputError(f"data: {row.place}: the label {row.answer!r} is not among those of the training rows: {', '.join(labels)}")
+            raise InputError(
+                f"data: {row.place}: the label {row.answer!r} is not among those of the training rows: {', '.join(labels)}"
+            )
     return [Row(r.spans, r.answer, r.place, number[r.answer]) for r in rows]
 
 
@@ -153,7 +155,9 @@ def split(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], 
 
 
 def _text_of(row: Row) -> str:
-    return "\n".join(m["content"] for m in row.messages if m["role"] != "assistant") if row.messages else row.spans[0][0]
+    return (
+        "\n".join(m["content"] for m in row.messages if m["role"] != "assistant") if row.messages else row.spans[0][0]
+    )
 
 
 def _sample(rows: list[Row], n: int, seed: int) -> list[Row]:
@@ -249,13 +253,17 @@ class _Reader:
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise InputError(f"data: {place}: the last message must be the assistant's, after another's")
         prompt = "\n".join(m["content"] for m in messages[:-1])
-        return Row(((prompt, False), (messages[-1]["content"], True)), messages[-1]["content"], place, messages=messages)
+        return Row(
+            ((prompt, False), (messages[-1]["content"], True)), messages[-1]["content"], place, messages=messages
+        )
 
 
 def _message(message: Any, place: str) -> dict[str, str]:
     """`{"role", "content"}`, or ShareGPT's `{"from", "value"}`."""
     if isinstance(message, dict):
-        role = message.get("role") or {"human": "user", "gpt": "assistant"}.get(str(message.get("from")), message.get("from"))
+        role = message.get("role") or {"human": "user", "gpt": "assistant"}.get(
+            str(message.get("from")), message.get("from")
+        )
         content = message.get("content", message.get("value"))
         if role in ("system", "user", "assistant") and isinstance(content, str):
             return {"role": role, "content": content}

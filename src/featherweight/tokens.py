@@ -120,7 +120,9 @@ class Writer:
                 spans.append((ids[: len(ids) - excess], trained))
             excess -= len(ids)
         if len(spans) < 2:
-            raise InputError(f"data: {row.place}: nothing of the response fits into max_length={self.max_length} tokens")
+            raise InputError(
+                f"data: {row.place}: nothing of the response fits into max_length={self.max_length} tokens"
+            )
         return spans
 
     def examples(self, rows: list[Row]) -> tuple[list[Example], int]:

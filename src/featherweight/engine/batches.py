@@ -75,7 +75,9 @@ def collate(base: Base, examples: list[Example]) -> Batch:
         targets = pad([e.targets for e in examples], IGNORE, left=False)
         start = base.model.config.decoder_start_token_id
         shifted = torch.cat([targets.new_full((len(examples), 1), start), targets[:, :-1]], dim=1)
-        inputs["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORE, base.tokenizer.pad_token_id).to(base.device)
+        inputs["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORE, base.tokenizer.pad_token_id).to(
+            base.device
+        )
     else:
         inputs = readable(base, [e.ids[:-1] for e in examples])
         targets = pad([e.targets[1:] for e in examples], IGNORE, left=True)

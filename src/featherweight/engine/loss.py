@@ -34,7 +34,9 @@ def head_at(model: Any, where: Bool[Tensor, "batch seq"]) -> Iterator[None]:
         hook.remove()
 
 
-def logits_at(model: Any, inputs: dict[str, Tensor], where: Bool[Tensor, "batch seq"]) -> Float[Tensor, "labelled vocab"]:
+def logits_at(
+    model: Any, inputs: dict[str, Tensor], where: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "labelled vocab"]:
     """Float32 logits at the positions that are true in `where`, row by row."""
     with head_at(model, where):
         out: Tensor = model(**inputs, use_cache=False).logits
