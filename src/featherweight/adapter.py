@@ -103,7 +103,7 @@ def attached(model: nn.Module) -> dict[str, Method]:
 
 
 @functools.cache
-def _adapted(cls: type[nn.Module]) -> type[nn.Module]:
+def _adapted(cls: Any) -> Any:
     """A subclass of `cls`, with the same name and signature, that calls through its live parts."""
 
     @functools.wraps(cls.forward)
@@ -114,7 +114,7 @@ def _adapted(cls: type[nn.Module]) -> type[nn.Module]:
                 call = functools.partial(self.parts[name], call)
         return call(*args, **kwargs)
 
-    sub = type(cls.__name__, (cls,), {"forward": forward, "_live": (), "__module__": cls.__module__})
+    sub: Any = type(cls.__name__, (cls,), {"forward": forward, "_live": (), "__module__": cls.__module__})
     return sub
 
 
@@ -148,7 +148,8 @@ def attach(
     for path, part in built.items():
         site = model.get_submodule(path)
         if not _is_site(site):
-            site.__class__ = _adapted(type(site))
+            original: Any = type(site)
+            site.__class__ = _adapted(original)
             site.parts = nn.ModuleDict()
         device = next((p.device for p in site.parameters()), None)
         site.get_submodule("parts").register_module(name, part.to(device))
@@ -195,7 +196,7 @@ def detach(model: nn.Module, name: str = "default") -> None:
 def parts(model: nn.Module, name: str = "default") -> dict[str, Part]:
     """The parts of one adapter by the path of their site."""
     return {
-        path: site.get_submodule("parts")._modules[name]  # type: ignore[misc]
+        path: site.get_submodule("parts")._modules[name]
         for path, site in model.named_modules()
         if _is_site(site) and name in site.get_submodule("parts")._modules
     }

@@ -124,7 +124,7 @@ def load_config(name: str) -> Any:
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise InputError(f"model: there is no file {name}")
-        source, extra = name, {}
+        source, extra = name, dict[str, Any]()
     else:
         source, extra = _source(name)
     try:

@@ -16,6 +16,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
@@ -90,24 +92,19 @@ def _convert(gguf: Path, folder: Path) -> None:
     loaded.tokenizer.save_pretrained(folder)
 
 
-def _staging(target: Path) -> tempfile.TemporaryDirectory[str] | _Stage:
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A temporary folder beside the target, so that publishing is one rename."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return _Stage(target.parent)
+        stage = tempfile.TemporaryDirectory(dir=target.parent, prefix=".staging-", ignore_cleanup_errors=True)
     except OSError as e:
         raise InputError(
-            f"cannot write to the cache folder {target.parent}: {e.strerror}; set XDG_CACHE_HOME or HF_HOME to one that can be written"
+            f"cannot write to the cache folder {target.parent}: {e.strerror}; "
+            f"set XDG_CACHE_HOME or HF_HOME to one that can be written"
         ) from None
-
-
-class _Stage(tempfile.TemporaryDirectory[str]):
-    """A temporary folder beside the target, so that publishing is one rename."""
-
-    def __init__(self, parent: Path) -> None:
-        super().__init__(dir=parent, prefix=".staging-", ignore_cleanup_errors=True)
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
+    with stage as folder:
+        yield Path(folder)
 
 
 def _publish(made: Path, target: Path) -> None:

@@ -66,6 +66,11 @@ def accuracy_cell(correct: int, n: int, interval: tuple[float, float]) -> str:
     return f"{100 * correct / n:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}], n = {n}"
 
 
+def score_line(correct: int, n: int, interval: tuple[float, float], macro_f1: float, metric: str) -> str:
+    """One model's accuracy in a line."""
+    return f"accuracy {accuracy_cell(correct, n, interval)}, macro-F1 {100 * macro_f1:.1f} %, metric {metric}"
+
+
 def markdown(lines: list[Line], notes: list[str]) -> str:
     """The table as Markdown, with the notes below it."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(line.cells() for line in lines)]

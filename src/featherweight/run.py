@@ -84,16 +84,15 @@ def run_train(config: TrainConfig) -> int:
     save(base.model, folder, base=base.name, about={**about(task), "steps": result.steps, "losses": result.losses})
     if result.stopped == "diverged":
         note(
-            f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; the last good adapter is in {folder}; try a lower --lr"
+            f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; "
+            f"the last good adapter is in {folder}; try a lower --lr"
         )
         return 1
     if result.stopped == "interrupted":
         note(f"interrupted after {result.steps} of {settings.steps} steps; the adapter so far is in {folder}")
         return 130
     score = evaluate_with_bar(base, task, writer, config.metric, method.title)
-    print(
-        f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %"
-    )
+    print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     note(f"{result.examples_per_second:.1f} examples/s, peak {mebibytes(result.peak_bytes)}; adapter saved in {folder}")
     return 0
 
@@ -124,9 +123,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
             Path(config.out).write_text(text, encoding="utf-8")
         except OSError as e:
             raise InputError(f"--out {config.out}: {e.strerror or e}") from None
-    print(
-        f"accuracy {report.accuracy_cell(score.correct, score.n, score.interval)}, macro-F1 {100 * score.macro_f1:.1f} %, metric {score.metric}"
-    )
+    print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     return 0
 
 

@@ -6,6 +6,7 @@ for the architecture are taken. Prompt methods need no names: they sit on a stac
 """
 
 import re
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -84,7 +85,7 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     return {p: m for p, m in model.named_modules() if p and ".parts." not in f".{p}."}
 
 
-def linear_sites(model: nn.Module, target_modules: str | tuple[str, ...]) -> list[str]:
+def linear_sites(model: Any, target_modules: str | tuple[str, ...]) -> list[str]:
     """Paths of the linear layers that `target_modules` names. One error lists near misses and what exists."""
     base = _candidates(model)
     if target_modules == ALL_LINEAR:
@@ -155,10 +156,10 @@ def is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def stacks(model: nn.Module) -> tuple[str, str | None]:
+def stacks(model: Any) -> tuple[str, str | None]:
     """Paths of the stack that reads tokens and, in an encoder–decoder, of the one that writes them."""
     if is_encoder_decoder(model):
-        return path_of(model, model.get_encoder()), path_of(model, model.get_decoder())  # type: ignore[operator]
+        return path_of(model, model.get_encoder()), path_of(model, model.get_decoder())
     if not hasattr(model, "base_model"):
         raise InputError(f"{type(model).__name__} is not a transformers model: prompt methods need its stack")
-    return path_of(model, model.base_model), None  # type: ignore[arg-type]
+    return path_of(model, model.base_model), None

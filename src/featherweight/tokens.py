@@ -56,7 +56,7 @@ class Writer:
         ids = [self.answer(label) for label in labels]
         ambiguous = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
         if ambiguous:
-            ids = [i + [self.tokenizer.eos_token_id] for i in ids]
+            ids = [[*i, self.tokenizer.eos_token_id] for i in ids]
         if len({tuple(i) for i in ids}) < len(ids):
             raise InputError(f"two labels have the same tokens in this model: {', '.join(labels)}")
         return ids

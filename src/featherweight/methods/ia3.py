@@ -84,9 +84,7 @@ class IA3Part(Part):
         # HF PEFT's shapes on disk: a row for inputs, a column for outputs.
         self.ia3_l = nn.Parameter(torch.ones((1, width) if scales_input else (width, 1)))
 
-    def forward(  # type: ignore[override]
-        self, call: Callable[..., Tensor], x: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch d_out"]:
+    def forward(self, call: Callable[..., Tensor], x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Scale before or after the frozen call."""
         l = self.ia3_l.flatten()  # noqa: E741 (the paper's name)
         if self.scales_input:

@@ -90,9 +90,7 @@ class LoRAPart(Part):
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(  # type: ignore[override]
-        self, call: Callable[..., Tensor], x: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch d_out"]:
+    def forward(self, call: Callable[..., Tensor], x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Cast the thin matrices to x's type rather than x to theirs: they are smaller; gradients stay float32."""
         y = call(x)
         dropped = self.dropout(x) if self.dropout.p else x

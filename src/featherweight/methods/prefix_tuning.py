@@ -109,7 +109,8 @@ class PrefixTuningPart(Part):
         super().__init__()
         stack: Any = model.get_submodule(path)
         self.names = argument_names(stack)
-        self.config, self.crosses = model.config, sites.is_encoder_decoder(model)
+        self.config: Any = model.config
+        self.crosses = sites.is_encoder_decoder(model)
         self.n, self.geometry = method.num_virtual_tokens, _geometry(model.config)
         layers, heads, size = self.geometry
         self.__dict__["embed"] = stack.get_input_embeddings()  # the base's: not registered here
@@ -182,5 +183,5 @@ def _keys_and_values(stack: nn.Module, ids: Tensor, cache: Any) -> list[tuple[Te
     stack.eval()
     stack(input_ids=ids[None], past_key_values=cache, use_cache=True)
     stack.train(training)
-    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    own: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     return [(layer.keys[0], layer.values[0]) for layer in own.layers]
