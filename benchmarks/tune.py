@@ -26,16 +26,16 @@ from featherweight.provenance import machine, versions
 from featherweight.scoring import evaluate
 
 GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
-    ("lora", {}, (2e-3, 5e-3, 1e-2)),
-    ("ia3", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
-    ("prefix_tuning", {}, (3e-3, 1e-2, 3e-2)),
     ("prompt_tuning", {}, (1e-2, 3e-2, 1e-1)),
     ("p_tuning", {}, (1e-3, 3e-3, 1e-2)),
-    ("prefix_tuning", {"init_weights": None}, (1e-2, 1e-1)),
+    ("prefix_tuning", {}, (1e-3, 3e-3, 1e-2, 3e-2)),
+    ("lora", {}, (1e-3, 2e-3, 5e-3, 1e-2)),
+    ("ia3", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
+    # Does the start matter?
+    ("p_tuning", {"init_text": None}, (3e-3,)),
+    ("prefix_tuning", {"init_weights": None}, (1e-2,)),
     ("prompt_tuning", {"prompt_tuning_init": "RANDOM"}, (3e-2,)),
     ("prompt_tuning", {"prompt_tuning_init": "SAMPLE_VOCAB"}, (3e-2,)),
-    ("p_tuning", {"init_text": None}, (3e-3,)),
-    ("lora", {"target_modules": "all-linear"}, (2e-3,)),
 ]
 
 

@@ -4,9 +4,9 @@ import featherweight as fw
 from featherweight.adapter import parts
 
 base = fw.load_base()
-task = fw.load_task("movie-reviews", test_rows=100)
+task = fw.load_task("movie-reviews", test_rows=60)
 
-fw.train(base, task, fw.IA3(), steps=30)
+fw.train(base, task, fw.IA3(), steps=20)
 print(f"{fw.count(base.model)[1]:,} factors trained; accuracy {fw.evaluate(base, task).accuracy:.1%}")
 
 moved = {path: (part.state_dict()["ia3_l"] - 1).abs().max().item() for path, part in parts(base.model).items()}

@@ -6,7 +6,7 @@
     task = fw.load_task("movie-reviews")          # or a csv, jsonl, parquet file, a hub data set
     fw.attach(base.model, fw.LoRA(r=8))
     fw.train(base, task)
-    print(fw.score(base, task).accuracy)
+    print(fw.evaluate(base, task).accuracy)
     fw.save(base.model, "my-adapter")
 
 The public names are these and no others; each is loaded when it is first used, so that importing the package (and

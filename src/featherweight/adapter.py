@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,11 @@ class Method:
         """Yield what is wrong with the hyper-parameters, one sentence each."""
         yield from ()
 
-    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> Self:
+    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> Method:
         """Fill in what depends on the model (its default target modules, the tokens of a text)."""
         return self
 
-    def starting_from(self, text: str) -> Self:
+    def starting_from(self, text: str) -> Method:
         """The same method starting from a text, where it starts from text and none was chosen; else itself."""
         return self
 

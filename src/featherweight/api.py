@@ -14,7 +14,7 @@ from .engine.train import Report, Settings, fit
 from .errors import InputError
 from .scoring import EVAL_BATCH, Score, generate_from
 from .scoring import evaluate as score
-from .task import Row, Task
+from .task import Row, Task, pieces
 from .tokens import writer_for
 
 
@@ -35,7 +35,8 @@ def train(
     Attaches `method` first, seeded and starting from the task's instruction; without one, trains the adapter that
     is attached as `name`. `settings` are those of `engine.train.Settings`; the rate defaults to the method's own.
     """
-    writer = writer_for(base, max_length)
+    methods = [method] if method is not None else attached(base.model).values()
+    writer = writer_for(base, max_length, task.labels, methods)
     examples, _ = writer.examples(task.train)
     if method is not None:
         torch.manual_seed(seed)
@@ -51,7 +52,8 @@ def evaluate(
     base: Base, task: Task, *, metric: str = "auto", batch_size: int = EVAL_BATCH, max_length: int | None = None
 ) -> Score:
     """Accuracy, with n and a 95 % interval, of the base with its live adapters on the task's test rows."""
-    return score(base, task, writer_for(base, max_length), metric=metric, batch_size=batch_size)
+    writer = writer_for(base, max_length, task.labels, attached(base.model).values())
+    return score(base, task, writer, metric=metric, batch_size=batch_size)
 
 
 def generate(
@@ -68,18 +70,17 @@ def generate(
     Without it the model's chat template is used where it has one; `raw` sends the text as it is.
     """
     about = about or {}
-    writer = writer_for(base, None)
+    writer = writer_for(base, None, methods=attached(base.model).values())
     ids = []
     for prompt in prompts:
         if not raw and about.get("kind") == "classification":
-            head_end = about["template"].rindex("}") + 1
-            head = about["template"][about["template"].index("{") : head_end]
-            before, tail = about["template"][: about["template"].index("{")], about["template"][head_end:]
-            if head.count("{") > 1:
+            head, tail = pieces(about["template"])
+            if len(head) > 1:
+                columns = ", ".join(name for _, name in head)
                 raise InputError(
-                    f"this adapter's template has several columns ({head}); write the prompt out and pass --raw"
+                    f"this adapter's template has several columns ({columns}); write the prompt out and pass --raw"
                 )
-            row = Row(((before + prompt, False), (tail, False), ("", True)), "", "prompt", label=0)
+            row = Row(((head[0][0] + prompt, False), (tail, False), ("", True)), "", "prompt", label=0)
         elif raw:
             row = Row(((prompt, False), ("", True)), "", "prompt")
         else:

@@ -93,7 +93,8 @@ def _config(model: nn.Module, method: Method, base: str | None) -> dict[str, Any
         **method.config(model),
     }
     if "prompt_tuning_init" in config:
-        config["tokenizer_name_or_path"] = base or ""
+        # HF PEFT insists on a name for a prompt that started from text, though it never opens it to load one.
+        config["tokenizer_name_or_path"] = base or getattr(model, "name_or_path", None) or "unknown"
     return config
 
 

@@ -84,7 +84,12 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
                     else None
                 )
                 given["options"] = parse_options(set_, method)
-            function(merge(config_class, base, given))
+            config = merge(config_class, base, given)
+            try:
+                function(config)
+            except KeyboardInterrupt:  # where nothing is there to save; training catches its own
+                print("featherweight: interrupted", file=sys.stderr)
+                raise typer.Exit(130) from None
 
         named = [_flag(n, f) for n, f in config_class.model_fields.items() if n != "options"]
         tail = [inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RECIPE)]
@@ -177,15 +182,20 @@ def main() -> None:
     """Entry point of `featherweight` and `fw`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        code = app(standalone_mode=False)
     except InputError as e:
-        print(f"featherweight: error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("featherweight: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
+        code = _complain(str(e))
+    except Exception as e:
+        if not hasattr(e, "format_message"):
+            raise
+        code = _complain(e.format_message()) if sys.argv[1:] else 2  # without a verb, the help has been printed
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    """One line; an unknown option or a word where a number belongs is put like everything else."""
+    print(f"featherweight: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Config(BaseModel):
     """What all commands share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
 
     model: str = Field(MODEL, description="Base model: a hub id, a folder, a .gguf file, or the embedded default.")
     device: str = Field("auto", description="Where to run: auto, cpu, cuda, cuda:1, mps, xpu …")
@@ -68,7 +68,7 @@ class TrainingConfig(DataConfig):
     epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
     batch_size: Positive = Field(8, description="Rows per step.")
     lr: float | None = Field(
-        None, gt=0, description="Learning rate; by default each method's own, chosen by measurement."
+        None, gt=0, le=100, description="Learning rate; by default each method's own, chosen by measurement."
     )
     warmup: float = Field(
         0.06, ge=0, le=1, description="Share of the steps over which the rate rises; it then falls to zero."
@@ -140,7 +140,7 @@ def read_recipe(path: str) -> dict[str, Any]:
             raise InputError(f"--recipe {path}: the table [{name}] is no method; {nearest(name, METHODS)}")
     flat = {k.replace("-", "_"): v for k, v in recipe.items() if k not in tables}
     if isinstance(flat.get("methods"), list):
-        flat["methods"] = ",".join(flat["methods"])
+        flat["methods"] = ",".join(map(str, flat["methods"]))
     return {**flat, **({"options": tables} if tables else {})}
 
 
@@ -159,7 +159,7 @@ def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str
         try:
             parsed = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
-            parsed = tuple(value.split(",")) if "," in value else value
+            parsed = value  # a plain word
         options.setdefault(owner, {})[option] = parsed
     return options
 
@@ -172,7 +172,7 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
     chosen = {**recipe, **flags, **({"options": options} if options else {})}
     if unknown := [k for k in chosen if k not in cls.model_fields]:
         raise InputError(f"{unknown[0]!r} is not a setting here; {nearest(unknown[0], cls.model_fields)}")
-    if "steps" in flags and "epochs" in flags:
+    if ("steps" in flags and "epochs" in flags) or ({"steps", "epochs"} <= recipe.keys() - flags.keys()):
         raise InputError("give --steps or --epochs, not both")
     if "epochs" in flags:
         chosen.pop("steps", None)

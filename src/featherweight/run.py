@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from . import report
-from .adapter import Method, attach, count, detach
+from .adapter import Method, attach, attached, count, detach
 from .api import generate
 from .base import Base, load_base, load_config, pick_device, skeleton
-from .checkpoint import load, read_about, read_method, save
+from .checkpoint import CONFIG, load, read_about, read_method, save
 from .compare import about, compare, run_fit
 from .compare import run_evaluate as evaluate_with_bar
 from .config import (
@@ -45,15 +45,15 @@ from .tokens import Writer, writer_for
 def run_compare(config: CompareConfig) -> int:
     """`featherweight compare`."""
     names = list(dict.fromkeys(n.strip() for n in config.methods.split(",") if n.strip()))
+    if not names:
+        raise InputError(f"--methods names none; there are: {', '.join(METHODS)}")
     methods = [build_method(name, config.options.get(name, {})) for name in names]
-    pick_device(config.device)
-    folder = new_folder(config.out, "compare")
     start = time.perf_counter()
-    task = task_of(config)
+    task, folder = prepare(config, methods, "compare")
     announce(config, folder)
     base = load_base(config.model, dtype=config.dtype, device=config.device)
-    writer, rows = writer_for(base, config.max_length), len(task.train)
-    describe(base, task, writer)
+    writer, rows = writer_for(base, config.max_length, task.labels, methods), len(task.train)
+    describe(base, task, writer, config.metric)
     settings = settings_of(config, rows, lr=0.0)
     lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
     if lines:
@@ -68,13 +68,11 @@ def run_compare(config: CompareConfig) -> int:
 def run_train(config: TrainConfig) -> int:
     """`featherweight train`."""
     method = build_method(config.method, config.options.get(config.method, {}))
-    pick_device(config.device)
-    folder = new_folder(config.out, config.method)
-    task = task_of(config)
+    task, folder = prepare(config, [method], config.method)
     announce(config, folder)
     base = load_base(config.model, dtype=config.dtype, device=config.device)
-    writer = writer_for(base, config.max_length)
-    examples = describe(base, task, writer)
+    writer = writer_for(base, config.max_length, task.labels, [method])
+    examples = describe(base, task, writer, config.metric)
     settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
     torch.manual_seed(config.seed)
     attach(base.model, method.starting_from(task.instruction), encode=writer.plain)
@@ -101,16 +99,13 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
     saved = _check_adapter(config.adapter)
     labels = saved.get("labels") or None
-    task = task_of(
-        config,
-        labels=labels,
-        template=config.template or saved.get("template") or None,
-        test_only=config.split == "all",
-    )
+    task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=config.split == "all")
+    if config.out:
+        _check_writable(config.out)
     base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
     if config.adapter:
         load(base.model, config.adapter)
-    writer = writer_for(base, config.max_length)
+    writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
     score = evaluate_with_bar(
         base, task, writer, config.metric, "adapter" if config.adapter else "bare model", config.batch_size
     )
@@ -119,10 +114,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
         text = "".join(
             json.dumps({"place": p, "answer": a, "prediction": g}, ensure_ascii=False) + "\n" for p, a, g in rows
         )
-        try:
-            Path(config.out).write_text(text, encoding="utf-8")
-        except OSError as e:
-            raise InputError(f"--out {config.out}: {e.strerror or e}") from None
+        Path(config.out).expanduser().write_text(text, encoding="utf-8")
     print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     return 0
 
@@ -155,7 +147,7 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
     """`featherweight methods`."""
     config = load_config(model) if model else None
     for name in METHODS:
-        cls = method_class(name)
+        cls, method = method_class(name), build_method(name, options.get(name, {}))
         summary = (inspect.getdoc(sys.modules[cls.__module__]) or "").splitlines()[0].split(": ", 1)[1]
         print(f"{name:14} {cls.title}: {summary}")
         print(f"{'':14} {cls.paper}")
@@ -166,7 +158,7 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
         else:
             skeletal: Any = skeleton(config)
             try:
-                attach(skeletal, build_method(name, options.get(name, {})))
+                attach(skeletal, method, encode=lambda _: [0])
             except InputError as e:
                 print(f"{'':14} not on this model: {e}")
             else:
@@ -188,9 +180,11 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
 
 
 def _typed(name: str, key: str, wanted: str, value: Any) -> Any:
-    """A value as the field's type wants it; TOML's lists become tuples, `none` becomes None."""
+    """A value as the field's type wants it; TOML's lists and words with commas become tuples, `none` becomes None."""
     if isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, str) and "," in value and "tuple" in wanted:
+        value = tuple(word.strip() for word in value.split(","))
     if value == "none" and "None" in wanted:
         return None
     if isinstance(value, tuple):
@@ -214,16 +208,30 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     )  # fmt: skip
 
 
+def prepare(config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str) -> tuple[Task, Path]:
+    """The task, and the folder for the result — after everything that can be checked without weights."""
+    pick_device(config.device)
+    task = task_of(config)
+    skeletal = skeleton(load_config(config.model))
+    for method in methods:
+        attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
+        detach(skeletal)
+    return task, new_folder(config.out, verb)
+
+
 def task_of(
     config: DataConfig, *, labels: Sequence[str] | None = None, template: str | None = None, test_only: bool = False
 ) -> Task:
-    """The task of a configuration."""
-    return load_task(
+    """The task of a configuration; `template` is an adapter's, and used where the configuration has none."""
+    task = load_task(
         config.data, test_data=config.test_data, text_column=config.text_column, label_column=config.label_column,
         prompt_column=config.prompt_column, response_column=config.response_column,
-        template=template or (config.template.replace("\\n", "\n") if config.template else None),
+        template=config.template.replace("\\n", "\n") if config.template else template,
         test_fraction=config.test_fraction, test_rows=config.test_rows, seed=config.seed, labels=labels, test_only=test_only,
     )  # fmt: skip
+    if config.metric == "labels" and not task.labels:
+        raise InputError("--metric labels needs a label column; exact_match compares texts")
+    return task
 
 
 def new_folder(wanted: str | None, verb: str) -> Path:
@@ -239,12 +247,23 @@ def new_folder(wanted: str | None, verb: str) -> Path:
         while (folder := Path("runs") / f"{verb}-{number:03}").exists():
             number += 1
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        folder.mkdir(parents=True, exist_ok=wanted is not None)
     except OSError as e:
-        raise InputError(f"--out: cannot write to {folder}: {e.strerror or e}") from None
+        raise InputError(f"--out: cannot make the folder {folder}: {e.strerror or e}") from None
+    _check_writable(str(folder / ".writable"))
     return folder
+
+
+def _check_writable(file: str) -> None:
+    """Can this file be written? Found out before the work, not after it; what is there stays."""
+    path = Path(file).expanduser()
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as e:
+        raise InputError(f"--out: cannot write {file}: {e.strerror or e}") from None
 
 
 def announce(config: Config, folder: Path) -> None:
@@ -256,8 +275,10 @@ def announce(config: Config, folder: Path) -> None:
     )
 
 
-def describe(base: Base, task: Task, writer: Writer) -> Any:
+def describe(base: Base, task: Task, writer: Writer, metric: str) -> Any:
     """Tokenise the training rows, and say what there is to learn from and what had to be cut."""
+    if metric != "exact_match":
+        writer.label_ids(task.labels)  # labels that this tokenizer cannot tell apart are refused before training
     examples, cut = writer.examples(task.train)
     note(
         f"{base.name} in {str(base.model.dtype).removeprefix('torch.')} on {base.device} · {len(task.train):,} rows to train on, "
@@ -271,7 +292,9 @@ def describe(base: Base, task: Task, writer: Writer) -> Any:
 
 
 def _check_adapter(folder: str | None) -> dict[str, Any]:
+    """What an adapter says of itself: its base, and, where it is ours, its task's template and labels."""
     if folder is None:
         return {}
     read_method(folder)
-    return read_about(folder)
+    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    return {"base": config.get("base_model_name_or_path"), **read_about(folder)}

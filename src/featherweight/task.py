@@ -13,7 +13,7 @@ import random
 import string
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import data
@@ -90,26 +90,26 @@ def load_task(
         train, test = split(rows, test_fraction, seed)
     if test_rows is not None:
         test = _sample(test, test_rows, seed)
-    known = list(labels) if labels else sorted({r.answer for r in train}) if reader.label_column else []
+    known: list[str] = []
+    if reader.label_column:
+        known = list(labels) if labels else sorted({r.answer for r in train or test})
+        _check_labels(known, source)
     task = Task(reader.kind, source, _labelled(train, known), _labelled(test, known), known, reader.template)
-    _check(task, test_only)
+    if not task.test:
+        raise InputError(f"data: {source} leaves no rows to test on; give more rows, --test-fraction or --test-data")
+    if not test_only and not task.train:
+        raise InputError(f"data: {source} leaves no rows to train on; give more rows, --test-fraction or --test-data")
     return task
 
 
-def _check(task: Task, test_only: bool) -> None:
-    if not task.test:
-        raise InputError(f"data: {task.source} leaves no rows to test on; give more rows or --test-data")
-    if not test_only and not task.train:
-        raise InputError(f"data: {task.source} leaves no rows to train on; give more rows or --test-data")
-    if task.kind != "classification":
-        return
-    if len(task.labels) < 2:
+def _check_labels(labels: list[str], source: str) -> None:
+    if len(labels) < 2:
         raise InputError(
-            f"data: {task.source} has one class only ({', '.join(map(repr, task.labels))}); classification needs at least two"
+            f"data: {source} has one class only ({', '.join(map(repr, labels))}); classification needs at least two"
         )
-    if len(task.labels) > MAX_LABELS:
+    if len(labels) > MAX_LABELS:
         raise InputError(
-            f"data: {len(task.labels)} different labels; more than {MAX_LABELS} look like free text: "
+            f"data: {source} has {len(labels)} different labels; more than {MAX_LABELS} look like free text: "
             f"name the columns as --prompt-column and --response-column instead"
         )
 
@@ -123,18 +123,20 @@ def _labelled(rows: list[Row], labels: list[str]) -> list[Row]:
             raise InputError(
                 f"data: {row.place}: the label {row.answer!r} is not among those of the training rows: {', '.join(labels)}"
             )
-    return [Row(r.spans, r.answer, r.place, number[r.answer]) for r in rows]
+    return [replace(r, label=number[r.answer]) for r in rows]
 
 
 def split(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, test): seeded, stratified by answer; rows whose text is the same but for case and spaces stay together."""
+    """(train, test): seeded; rows whose text is the same but for case and spaces stay together.
+
+    Classification is stratified by label, and every label keeps a text to train on.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[" ".join(_text_of(row).casefold().split())].append(row)
-    stratify = len({r.answer for r in rows}) <= MAX_LABELS
     strata: dict[str, list[list[Row]]] = defaultdict(list)
     for group in groups.values():
-        strata[group[0].answer if stratify else ""].append(group)
+        strata[group[0].answer if group[0].messages is None else ""].append(group)
     rng = random.Random(seed)
     train: list[Row] = []
     test: list[Row] = []
@@ -143,8 +145,8 @@ def split(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], 
         rng.shuffle(stratum)
         wanted = test_fraction * sum(map(len, stratum))
         taken = 0
-        for group in stratum:
-            if taken + len(group) / 2 <= wanted:
+        for i, group in enumerate(stratum, 1):
+            if taken + len(group) / 2 <= wanted and i < len(stratum):
                 test += group
                 taken += len(group)
             else:
@@ -164,8 +166,30 @@ def _sample(rows: list[Row], n: int, seed: int) -> list[Row]:
     """At most `n` rows, every label keeping its share."""
     if n >= len(rows):
         return rows
-    _, sampled = split(rows, n / len(rows), seed + 1)
-    return sampled[:n]
+    rest, sampled = split(rows, n / len(rows), seed + 1)
+    return (sampled + rest)[:n]  # the rest fills up where labels are too rare for a share of their own
+
+
+def _no_column(source: str, wanted: str, columns: list[str]) -> str:
+    """What exists, and what was probably meant."""
+    hint = nearest(wanted, columns)
+    near = f"; {hint}" if hint.startswith("did you mean") else ""
+    return f"{source} has no column {wanted!r}{near}; its columns are: {', '.join(columns)}"
+
+
+def pieces(template: str) -> tuple[list[tuple[str, str]], str]:
+    """A template as its (text before, column) pairs and the text after the last column; doubled braces are plain ones.
+
+    Raises `ValueError` for braces that do not match.
+    """
+    columns: list[tuple[str, str]] = []
+    text = ""
+    for literal, name, _, _ in string.Formatter().parse(template):
+        text += literal
+        if name is not None:
+            columns.append((text, name))
+            text = ""
+    return columns, text
 
 
 def pick(columns: Iterable[str], names: Sequence[str], flag: str, wanted: str | None, source: str) -> str | None:
@@ -173,7 +197,7 @@ def pick(columns: Iterable[str], names: Sequence[str], flag: str, wanted: str | 
     columns = list(columns)
     if wanted is not None:
         if wanted not in columns:
-            raise InputError(f"{flag}: {source} has no column {wanted!r}; {nearest(wanted, columns)}")
+            raise InputError(f"{flag}: {_no_column(source, wanted, columns)}")
         return wanted
     lower = {c.lower(): c for c in columns}
     return next((lower[n] for n in names if n in lower), None)
@@ -189,6 +213,11 @@ class _Reader:
         columns, source = rows.columns, rows.source
         self.messages_column = self.label_column = self.prompt_column = self.response_column = None
         wants_instructions = prompt is not None or response is not None
+        wants_labels = text is not None or label is not None
+        if wants_instructions and wants_labels:
+            raise InputError(
+                "give --text-column and --label-column, or --prompt-column and --response-column, not both kinds"
+            )
         if not wants_instructions:
             self.label_column = pick(columns, LABEL_NAMES, "--label-column", label, source)
             self.text_column = pick(columns, TEXT_NAMES, "--text-column", text, source)
@@ -197,7 +226,14 @@ class _Reader:
             self.template = template or f"{{{self.text_column}}}\n{self.label_column.replace('_', ' ').capitalize()}:"
             self._check_template(columns, source)
             return
+        if wants_labels:
+            lacking = "--text-column" if self.label_column else "--label-column"
+            raise InputError(f"data: name the {lacking} too; the columns of {source} are: {', '.join(columns)}")
         self.label_column, self.kind, self.template = None, "instructions", template or "{prompt}"
+        if "{prompt}" not in self.template:
+            raise InputError(
+                f"--template {template!r} needs {{prompt}} in it: without labels, it is written around the prompt"
+            )
         if not wants_instructions and (found := pick(columns, MESSAGES_NAMES, "", None, source)):
             self.messages_column = found
             return
@@ -211,15 +247,17 @@ class _Reader:
 
     def _check_template(self, columns: list[str], source: str) -> None:
         try:
-            names = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+            self.head, self.tail = pieces(self.template)
         except ValueError as e:
             raise InputError(f"--template {self.template!r} is malformed: {e}; write columns as {{name}}") from None
-        if not names:
+        if not self.head:
             raise InputError(f"--template {self.template!r} names no column; write one as {{{columns[0]}}}")
-        if unknown := [n for n in names if n not in columns]:
-            raise InputError(f"--template: {source} has no column {unknown[0]!r}; {nearest(unknown[0], columns)}")
-        last = self.template.rindex("}") + 1
-        self.head, self.tail = self.template[:last], self.template[last:]
+        if unknown := [name for _, name in self.head if name not in columns]:
+            raise InputError(f"--template: {_no_column(source, unknown[0], columns)}")
+        if any(name == self.label_column for _, name in self.head):
+            raise InputError(
+                f"--template {self.template!r} gives the answer away: it holds the label {self.label_column!r}"
+            )
 
     def rows(self, table: data.Rows) -> list[Row]:
         """All rows of a table, written out."""
@@ -227,16 +265,18 @@ class _Reader:
         return [write(row, place) for row, place in zip(table.rows, table.places, strict=True)]
 
     def _value(self, row: dict[str, Any], column: str | None, place: str) -> str:
-        value = row.get(column or "")
-        if value is None or not str(value).strip():
+        if column not in row:
+            raise InputError(f"data: {place}: there is no column {column!r}; there are: {', '.join(row)}")
+        if not (value := _text(row[column])):
             raise InputError(f"data: {place}: the column {column!r} is empty")
-        return str(value).strip()
+        return value
 
     def _classified(self, row: dict[str, Any], place: str) -> Row:
         label = self._value(row, self.label_column, place)
-        if self.text_column and f"{{{self.text_column}}}" in self.head:
-            self._value(row, self.text_column, place)
-        head = self.head.format_map({k: str(v).strip() for k, v in row.items()})
+        head = ""
+        for before, column in self.head:  # further columns (a title, a second sentence) may be empty, the text may not
+            needed = column == self.text_column or len(self.head) == 1 or column not in row
+            head += before + (self._value(row, column, place) if needed else _text(row[column]))
         return Row(((head, False), (self.tail, False), (label, True)), label, place)
 
     def _instructed(self, row: dict[str, Any], place: str) -> Row:
@@ -256,6 +296,10 @@ class _Reader:
         return Row(
             ((prompt, False), (messages[-1]["content"], True)), messages[-1]["content"], place, messages=messages
         )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _message(message: Any, place: str) -> dict[str, str]:

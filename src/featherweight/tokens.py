@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import InputError
@@ -33,6 +34,8 @@ class Writer:
     tokenizer: Any
     encoder_decoder: bool
     max_length: int
+    label_room: int = 0
+    """Tokens of the longest label: every text is cut as if it had that one, or its length would tell the answer."""
 
     @property
     def _specials(self) -> tuple[list[int], list[int]]:
@@ -84,8 +87,9 @@ class Writer:
             before, after = [], []
         elif not self.encoder_decoder:
             after = []
-        read = [ids for ids, _ in spans if self.encoder_decoder is False or not _]
-        length = sum(map(len, read)) + len(before) + len(after)
+        length = len(before) + len(after) + sum(len(ids) for ids, _ in spans[:-1])
+        if not self.encoder_decoder:  # else the answer is in a row of its own
+            length += max(len(spans[-1][0]), self.label_room if row.label is not None else 0)
         excess = length - self.max_length
         if excess > 0:
             spans = self._cut(spans, excess, row)
@@ -103,27 +107,25 @@ class Writer:
         return self.example(row)[0].prompt
 
     def _cut(self, spans: list[tuple[list[int], bool]], excess: int, row: Row) -> list[tuple[list[int], bool]]:
-        first, *rest = spans
-        keep = len(first[0]) - excess
-        if keep >= 1:
-            kept = first[0][:keep] if row.label is not None else first[0][-keep:]
-            return [(kept, False), *rest]
         if row.label is not None:
-            raise InputError(
-                f"data: {row.place}: template and label alone need more than max_length={self.max_length} tokens; raise --max-length"
-            )
-        spans = [(first[0][-1:], False), *rest]  # a response longer than the context loses its end
-        excess = 1 - keep
-        while excess > 0 and len(spans) > 1:
-            ids, trained = spans.pop()
-            if len(ids) > excess:
-                spans.append((ids[: len(ids) - excess], trained))
-            excess -= len(ids)
-        if len(spans) < 2:
+            text = spans[0][0]
+            if excess >= len(text):
+                raise InputError(
+                    f"data: {row.place}: template and label alone need more than max_length={self.max_length} tokens; raise --max-length"
+                )
+            return [(text[: len(text) - excess], False), *spans[1:]]
+        *read, (answer, _) = spans
+        drop = min(excess, sum(len(ids) for ids, _ in read) - 1)  # one token at least is read
+        answer = answer[: len(answer) - (excess - drop)]  # a response longer than the context loses its end
+        if not answer:
             raise InputError(
                 f"data: {row.place}: nothing of the response fits into max_length={self.max_length} tokens"
             )
-        return spans
+        kept = []
+        for ids, trained in read:
+            kept.append((ids[drop:], trained))
+            drop = max(0, drop - len(ids))
+        return [*kept, (answer, True)]
 
     def examples(self, rows: list[Row]) -> tuple[list[Example], int]:
         """All rows' tokens, and how many were cut."""
@@ -152,9 +154,11 @@ def _turns(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> list[tuple[s
     return spans
 
 
-def writer_for(base: Any, max_length: int | None) -> Writer:
-    """The writer of a loaded base; rows never exceed its context."""
-    return Writer(base.tokenizer, base.encoder_decoder, min(max_length or base.context, base.context))
+def writer_for(base: Any, max_length: int | None, labels: Sequence[str] = (), methods: Iterable[Any] = ()) -> Writer:
+    """The writer of a loaded base. Rows never exceed its context, whatever the methods put in front of them."""
+    context = base.context - max((getattr(m, "num_virtual_tokens", 0) for m in methods), default=0)
+    writer = Writer(base.tokenizer, base.encoder_decoder, min(max_length or context, context))
+    return replace(writer, label_room=max((len(writer.answer(label)) + 1 for label in labels), default=0))
 
 
 __all__ = ["IGNORE", "Example", "Task", "Writer", "writer_for"]

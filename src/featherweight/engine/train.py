@@ -13,7 +13,7 @@ from ..adapter import attached, rewind, snapshot, trainable
 from ..base import Base
 from ..errors import InputError
 from ..tokens import Example
-from .batches import collate, schedule
+from .batches import Batch, collate, schedule
 from .loss import labelled_loss
 from .memory import peak_bytes, reset_peak
 
@@ -43,6 +43,14 @@ class Report:
     peak_bytes: int = 0
     stopped: str | None = None
     """None, `interrupted` (Ctrl-C) or `diverged` (a loss or gradient that is not finite)."""
+
+    def add(self, loss: float, batch: Batch, seconds: float, peak: int) -> None:
+        """Account for one finished step."""
+        self.losses.append(loss)
+        self.seconds += seconds
+        self.examples += len(batch.examples)
+        self.tokens += int(batch.inputs["attention_mask"].sum())
+        self.peak_bytes = peak
 
     @property
     def steps(self) -> int:
@@ -91,34 +99,42 @@ def fit(
     base.model.train()
     reset_peak(base.device)
     good = snapshot(base.model, name)
-    batches = schedule(examples, settings.batch_size, settings.steps, settings.seed)
     try:
-        for step, rows in enumerate(batches):
+        for step, rows in enumerate(schedule(examples, settings.batch_size, settings.steps, settings.seed)):
             start = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, settings)
             batch = collate(base, rows)
-            loss = labelled_loss(base.model, batch)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            value = loss.item()  # waits for an accelerator, so that the clock is honest
-            if not (math.isfinite(value) and math.isfinite(float(norm))):
-                report.stopped = "diverged"  # before the update: the adapter is the last good one
-                break
-            good = snapshot(base.model, name)
+            loss, norm = _gradients(base, batch, parameters, settings.max_grad_norm)
+            if not math.isfinite(loss):
+                raise _DivergedError  # the last update made it so
+            good = snapshot(base.model, name)  # these tensors gave a finite loss
+            if not math.isfinite(norm):
+                raise _DivergedError  # and this update would spoil them
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            report.seconds += time.perf_counter() - start
-            report.losses.append(value)
-            report.examples += len(rows)
-            report.tokens += int(batch.inputs["attention_mask"].sum())
-            report.peak_bytes = peak_bytes(base.device)
+            report.add(loss, batch, time.perf_counter() - start, peak_bytes(base.device))
             if on_step:
                 on_step(report)
-    except KeyboardInterrupt:
-        report.stopped = "interrupted"
-        rewind(base.model, good, name)  # the update may have been cut in the middle
+        if not all(bool(p.isfinite().all()) for p in parameters):
+            raise _DivergedError
+    except (KeyboardInterrupt, _DivergedError) as stop:
+        report.stopped = "interrupted" if isinstance(stop, KeyboardInterrupt) else "diverged"
+        rewind(base.model, good, name)  # an interrupted update may have been cut in the middle
     finally:
         optimizer.zero_grad(set_to_none=True)
         base.model.eval()
     return report
+
+
+class _DivergedError(Exception):
+    """The loss, a gradient or a weight is no longer finite."""
+
+
+def _gradients(base: Base, batch: Batch, parameters: list[torch.nn.Parameter], max_norm: float) -> tuple[float, float]:
+    """Fresh gradients of one batch, clipped; returns the loss and the norm before clipping."""
+    for p in parameters:
+        p.grad = None
+    loss = labelled_loss(base.model, batch)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return loss.item(), float(norm)  # waits for an accelerator, so that the clock is honest

@@ -110,7 +110,7 @@ class PTuningPart(Prepend):
         if not words.is_meta and method.init_ids is not None:
             ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
             with torch.no_grad():
-                self.embedding.weight.copy_(words[ids].repeat(rows // self.n, 1))
+                self.embedding.weight.copy_(self.__dict__["embed"](ids).repeat(rows // self.n, 1))
 
     def _all(self) -> Float[Tensor, "rows d"]:
         if self.prompt_embeddings is not None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -84,6 +84,13 @@ class PromptTuning(Method):
             return WidenCrossMask(stack)
         return PromptTuningPart(stack, self, encoder=writer is not None)
 
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """A start from token ids alone is not told: HF PEFT loads no TEXT without its text."""
+        told = super().config(model)
+        if self.prompt_tuning_init == "TEXT" and self.prompt_tuning_init_text is None:
+            told["prompt_tuning_init"] = "RANDOM"
+        return told
+
     def key(self, path: str, name: str) -> str:
         """Prompts are stored without a path."""
         return name
@@ -95,17 +102,19 @@ class PromptTuningPart(Prepend):
     def __init__(self, stack: nn.Module, method: PromptTuning, encoder: bool) -> None:
         super().__init__(stack, cut=not encoder)
         self.n = method.num_virtual_tokens
-        words: Tensor = self.__dict__["embed"].weight
+        embed = self.__dict__["embed"]
+        words: Tensor = embed.weight
         rows = self.n * (2 if encoder else 1)
         self.prompt_embeddings = nn.Parameter(torch.empty(rows, words.shape[1], device=words.device))
         if words.is_meta:
             return
-        with torch.no_grad():
+        with torch.no_grad():  # the module is called, not indexed: Gemma's scales its rows
             if method.prompt_tuning_init == "RANDOM":
-                self.prompt_embeddings.normal_(std=float(words.float().std()))
+                sample = embed(starting_ids(None, 1000, words.shape[0], words.device))
+                self.prompt_embeddings.normal_(std=float(sample.float().std()))
             else:
                 ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
-                self.prompt_embeddings.copy_(words[ids].repeat(rows // self.n, 1))
+                self.prompt_embeddings.copy_(embed(ids).repeat(rows // self.n, 1))
 
     def prompt(self) -> Float[Tensor, "n d"]:
         """The encoder's half, where there are two."""

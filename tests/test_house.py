@@ -1,0 +1,70 @@
+"""The house itself: names, registry, docs and examples agree."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import featherweight
+from featherweight.adapter import Method, Part
+from featherweight.methods import METHODS, method_class, method_name
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_public_name_exists_and_no_other_is_promised():
+    for name in featherweight.__all__:
+        assert getattr(featherweight, name) is not None
+    mirrored = {
+        alias.name
+        for node in ast.walk(ast.parse((ROOT / "src/featherweight/__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert mirrored == set(featherweight.__all__) - {"__version__"}
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = featherweight.nope
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_explains_itself_and_has_an_example(name):
+    cls = method_class(name)
+    assert issubclass(cls, Method)
+    assert method_name(cls()) == name
+    text = importlib.import_module(cls.__module__).__doc__ or ""
+    for heading in ("Paper:", "Trainable parameters:", "When to use it:", "When not:", "What it costs:", "The idea."):
+        assert heading in text, f"{name}: its docstring lacks {heading!r}"
+    assert re.search(r"arXiv:\d{4}\.\d{5}", cls.paper)
+    assert (ROOT / f"examples/{name}.py").is_file()
+
+
+def test_examples_are_at_most_forty_lines():
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path.name
+
+
+def test_the_readme_starts_with_the_two_commands():
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.S | re.M)
+    assert blocks[0] == "pip install . && featherweight compare\n"
+    assert blocks[1] == 'pip install -e ".[dev]" && pytest\n'
+
+
+def test_links_in_the_docs_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_device_is_spelled_out_in_the_engine():
+    for path in (ROOT / "src/featherweight/engine").glob("*.py"):
+        assert "cuda" not in path.read_text(), path.name
+
+
+def test_a_part_that_adds_nothing_is_the_call_itself():
+    assert Part()(lambda x, y=0: x + y, 2, y=3) == 5

@@ -1,0 +1,470 @@
+"""What every method must do on every family of models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import featherweight as fw
+import models
+from featherweight import sites
+from featherweight.adapter import parts, trainable
+from featherweight.methods import METHODS
+from models import DECODERS, FAMILIES, logits, padded, random_inputs, shake, words
+
+TEXT = (11, 45, 3, 78, 20)
+"""Token ids of the text that prompts start from."""
+
+SMALL: dict[str, fw.Method] = {
+    "lora": fw.LoRA(r=4),
+    "prompt_tuning": fw.PromptTuning(num_virtual_tokens=5, init_ids=TEXT),
+    "p_tuning": fw.PTuning(num_virtual_tokens=5, encoder_hidden_size=8, init_ids=TEXT),
+    "prefix_tuning": fw.PrefixTuning(num_virtual_tokens=5, init_ids=TEXT),
+    "ia3": fw.IA3(),
+}
+
+every_method = pytest.mark.parametrize("method", SMALL)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_decoder = pytest.mark.parametrize("family", DECODERS)
+
+
+def adapted(family: str, method: str) -> Any:
+    """A model with an adapter that is as if it had been trained: its output is not the base's."""
+    model = FAMILIES[family]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        fw.attach(model, SMALL[method])
+    shake(trainable(model))
+    return model
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_methods_tested_here_are_all_there_are() -> None:
+    assert SMALL.keys() == METHODS.keys()
+
+
+# --- attaching, switching, detaching ------------------------------------------------------------------------------
+
+
+@every_method
+@every_family
+def test_only_the_parts_get_gradients(family: str, method: str) -> None:
+    model = FAMILIES[family]()
+    base = list(model.parameters())
+    fw.attach(model, SMALL[method])
+    learned = trainable(model)
+    assert learned
+    assert not any(p.requires_grad for p in base)
+    shake(learned)  # LoRA's A has no gradient while B is zero
+    model(**random_inputs(model)).logits.square().mean().backward()
+    assert all(p.grad is None for p in base)
+    for p in learned:
+        assert p.grad is not None
+        assert p.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@every_family
+def test_a_correction_starts_as_nothing(family: str, method: str) -> None:
+    model = FAMILIES[family]()
+    inputs = random_inputs(model)
+    before = logits(model, **inputs)
+    fw.attach(model, SMALL[method])
+    assert torch.equal(logits(model, **inputs), before)
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+@every_decoder
+def test_a_prompt_that_starts_from_a_text_starts_as_the_base_that_has_read_it(family: str, method: str) -> None:
+    model = DECODERS[family]()
+    ids = words(2, 7)
+    read = torch.cat([torch.tensor(TEXT).expand(2, -1), ids], dim=1)
+    expected = logits(model, input_ids=read)[:, len(TEXT) :]
+    fw.attach(model, SMALL[method])
+    close(logits(model, input_ids=ids), expected)
+
+
+@pytest.mark.parametrize("family", models.ENCODER_DECODERS)
+def test_an_encoder_prompt_that_starts_from_a_text_starts_as_the_base_that_has_read_it(family: str) -> None:
+    model = FAMILIES[family]()
+    inputs = random_inputs(model)
+    read = torch.cat([torch.tensor(TEXT).expand(2, -1), inputs["input_ids"]], dim=1)
+    expected = logits(model, input_ids=read, decoder_input_ids=inputs["decoder_input_ids"])
+    fw.attach(model, SMALL["prompt_tuning"])
+    close(logits(model, **inputs), expected)
+
+
+@every_method
+@every_family
+def test_an_adapter_changes_the_output_and_live_without_a_name_is_the_base(family: str, method: str) -> None:
+    model = FAMILIES[family]()
+    inputs = random_inputs(model)
+    before = logits(model, **inputs)
+    fw.attach(model, SMALL[method])
+    shake(trainable(model))
+    changed = logits(model, **inputs)
+    assert changed.shape == before.shape
+    assert (changed - before).abs().max() > 1e-2
+    fw.live(model)
+    assert torch.equal(logits(model, **inputs), before)
+    fw.live(model, "default")
+    assert torch.equal(logits(model, **inputs), changed)
+
+
+@every_method
+@every_family
+def test_a_detached_model_is_the_base_again(family: str, method: str) -> None:
+    model = FAMILIES[family]()
+    first = next(model.parameters()).requires_grad_(False)  # a parameter that was frozen before stays so
+    inputs = random_inputs(model)
+    before = logits(model, **inputs)
+    classes = {path: type(m) for path, m in model.named_modules()}
+    attributes = {path: set(m.__dict__) for path, m in model.named_modules()}
+    keys = list(model.state_dict())
+    needed = {n: p.requires_grad for n, p in model.named_parameters()}
+
+    fw.attach(model, SMALL[method])
+    shake(trainable(model))
+    assert [k for k in model.state_dict() if ".parts." not in f".{k}"] == keys
+    fw.detach(model)
+
+    assert {path: type(m) for path, m in model.named_modules()} == classes
+    assert {path: set(m.__dict__) for path, m in model.named_modules()} == attributes
+    assert list(model.state_dict()) == keys
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == needed
+    assert not first.requires_grad
+    assert torch.equal(logits(model, **inputs), before)
+
+
+@every_method
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_copy_of_an_adapted_model_has_parts_of_its_own(family: str, method: str) -> None:
+    model = adapted(family, method)
+    inputs = random_inputs(model)
+    before = logits(model, **inputs)
+    twin = copy.deepcopy(model)
+    shake(trainable(twin), seed=8)
+    assert torch.equal(logits(model, **inputs), before)
+    assert not torch.equal(logits(twin, **inputs), before)
+
+
+def test_two_adapters_of_one_model_are_told_apart_and_composed() -> None:
+    model = adapted("llama", "lora")
+    inputs = random_inputs(model)
+    one = logits(model, **inputs)
+    fw.attach(model, fw.IA3(), "other")
+    shake(trainable(model, "other"))
+    both = logits(model, **inputs)
+    fw.live(model, "other")
+    other = logits(model, **inputs)
+    assert not torch.equal(both, one)
+    assert not torch.equal(both, other)
+    fw.live(model, "default")
+    assert torch.equal(logits(model, **inputs), one)
+    fw.detach(model, "other")
+    assert torch.equal(logits(model, **inputs), one)
+    assert list(fw.attached(model)) == ["default"]
+
+
+def test_a_taken_name_and_an_unknown_name_are_refused() -> None:
+    model = adapted("llama", "lora")
+    with pytest.raises(fw.InputError, match="already attached"):
+        fw.attach(model, fw.IA3())
+    with pytest.raises(fw.InputError, match=r"no adapter named 'x'; attached: default"):
+        fw.live(model, "x")
+    with pytest.raises(fw.InputError, match=r"no adapter named 'x'; attached: default"):
+        fw.detach(model, "x")
+
+
+# --- generating ---------------------------------------------------------------------------------------------------
+
+
+def greedy(model: Any, inputs: dict[str, Tensor], *, use_cache: bool = True) -> Tensor:
+    """Eight new tokens; the end token is not allowed to cut them short."""
+    new = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    out: Tensor = model.generate(**inputs, **new, use_cache=use_cache)
+    return out if model.config.is_encoder_decoder else out[:, inputs["input_ids"].shape[1] :]
+
+
+@every_method
+@every_family
+def test_generation_is_the_same_with_and_without_a_cache_and_in_a_padded_batch(family: str, method: str) -> None:
+    model = adapted(family, method)
+    decoder = family in DECODERS
+    rows = [words(1, n, seed=n)[0] for n in (9, 4, 6)]
+    together = greedy(model, padded(rows, left=decoder))
+    assert torch.equal(greedy(model, padded(rows, left=decoder), use_cache=False), together)
+    alone = [greedy(model, padded([row], left=decoder)) for row in rows]
+    assert torch.equal(torch.cat(alone), together)
+
+
+@every_method
+@every_family
+def test_generation_writes_what_the_forward_pass_ranks_first(family: str, method: str) -> None:
+    model = adapted(family, method)
+    ids = words(2, 6)
+    written = greedy(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    if family in DECODERS:
+        scores = logits(model, input_ids=torch.cat([ids, written], dim=1))[:, ids.shape[1] - 1 : -1]
+    else:
+        scores = logits(model, input_ids=ids, decoder_input_ids=written)[:, :-1]
+        written = written[:, 1:]
+    scores[..., models.EOS] = -torch.inf  # not allowed within the first eight
+    assert torch.equal(scores.argmax(-1), written)
+
+
+@every_method
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_generation_outgrows_a_sliding_window_in_the_same_way_with_and_without_a_cache(
+    family: str, method: str
+) -> None:
+    config = FAMILIES[family]().config
+    config.sliding_window = 8
+    model = models.build(type(FAMILIES[family]()), config)
+    fw.attach(model, SMALL[method])
+    shake(trainable(model))
+    ids = words(2, 7)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(greedy(model, inputs), greedy(model, inputs, use_cache=False))
+
+
+# --- padding and positions ----------------------------------------------------------------------------------------
+
+
+@every_method
+@every_decoder
+def test_left_padding_with_positions_changes_no_logits(family: str, method: str) -> None:
+    model = adapted(family, method)
+    rows = [words(1, n, seed=n)[0] for n in (9, 4)]
+    inputs = padded(rows, left=True)
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    together = logits(model, **inputs, position_ids=positions)
+    for row, scores in zip(rows, together, strict=True):
+        close(scores[-len(row) :], logits(model, input_ids=row[None])[0])
+
+
+@every_method
+@pytest.mark.parametrize("family", models.ENCODER_DECODERS)
+def test_right_padding_of_what_the_encoder_reads_changes_no_logits(family: str, method: str) -> None:
+    model = adapted(family, method)
+    rows = [words(1, n, seed=n)[0] for n in (9, 4)]
+    written = random_inputs(model)["decoder_input_ids"]
+    together = logits(model, **padded(rows, left=False), decoder_input_ids=written)
+    for i, row in enumerate(rows):
+        alone = logits(model, input_ids=row[None], decoder_input_ids=written[i : i + 1])
+        close(together[i : i + 1], alone)
+
+
+@every_method
+@every_decoder
+def test_embeddings_may_be_given_in_place_of_tokens(family: str, method: str) -> None:
+    model = adapted(family, method)
+    ids = words(2, 7)
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(logits(model, inputs_embeds=embeds), logits(model, input_ids=ids))
+
+
+@every_method
+@every_decoder
+def test_a_row_read_in_two_pieces_gives_the_same_logits(family: str, method: str) -> None:
+    model = adapted(family, method)
+    ids = words(2, 8)
+    whole = logits(model, input_ids=ids)
+    with torch.no_grad():
+        first = model(input_ids=ids[:, :5], use_cache=True)
+        second = model(
+            input_ids=ids[:, 5:],
+            attention_mask=torch.ones_like(ids),
+            position_ids=torch.arange(5, 8).expand(2, -1),
+            past_key_values=first.past_key_values,
+        )
+    close(torch.cat([first.logits, second.logits], dim=1), whole)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_a_prompt_refuses_a_mask_that_it_cannot_lengthen(method: str) -> None:
+    model = adapted("llama", method)
+    with pytest.raises(fw.InputError, match="attention mask"):
+        model(input_ids=words(1, 3), attention_mask=torch.ones(1, 1, 3, 3))
+
+
+# Its successor is younger than the oldest transformers that we support.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "method", [m for m in SMALL if m != "prefix_tuning"]
+)  # it lives in the cache, which checkpointing drops
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bart"])
+def test_gradient_checkpointing_changes_no_gradients(family: str, method: str) -> None:
+    model = adapted(family, method).train()
+    inputs = random_inputs(model)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        loss = model(**inputs, use_cache=False).logits.square().mean()
+        gradients.append(torch.autograd.grad(loss, [p for p in trainable(model) if p.requires_grad], allow_unused=True))
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+
+
+# --- hyper-parameters and targets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "message"),
+    [
+        (fw.LoRA, {"r": 0}, "r must be at least 1, not 0"),
+        (fw.LoRA, {"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\), not 1.0"),
+        (fw.LoRA, {"lora_dropout": -0.1}, r"lora_dropout must be in \[0, 1\), not -0.1"),
+        (fw.PromptTuning, {"num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1, not 0"),
+        (fw.PromptTuning, {"prompt_tuning_init": "ZERO"}, "prompt_tuning_init must be TEXT, SAMPLE_VOCAB or RANDOM"),
+        (fw.PTuning, {"num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1, not 0"),
+        (fw.PTuning, {"encoder_hidden_size": 0}, "encoder_hidden_size must be at least 1, not 0"),
+        (fw.PTuning, {"encoder_reparameterization_type": "LSTM"}, "must be MLP, not 'LSTM'"),
+        (fw.PrefixTuning, {"num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1, not 0"),
+        (fw.PrefixTuning, {"init_weights": "one"}, "init_weights must be text, zero or none, not 'one'"),
+        (fw.IA3, {"target_modules": ("k",), "feedforward_modules": ("wo",)}, "must be among target_modules: wo is not"),
+    ],
+)
+def test_wrong_hyper_parameters_are_refused_by_name(method: Any, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(fw.InputError, match=message):
+        method(**wrong)
+
+
+def test_all_errors_of_a_method_are_told_at_once() -> None:
+    with pytest.raises(fw.InputError, match=r"LoRA: r must be at least 1, not 0; lora_dropout must be in \[0, 1\)"):
+        fw.LoRA(r=0, lora_dropout=2)
+
+
+def test_a_prompt_that_starts_from_a_text_asks_for_a_tokenizer() -> None:
+    for method in (
+        fw.PromptTuning(prompt_tuning_init_text="Hi"),
+        fw.PTuning(init_text="Hi"),
+        fw.PrefixTuning(init_text="Hi"),
+    ):
+        with pytest.raises(fw.InputError, match="needs a tokenizer"):
+            fw.attach(models.llama(), method)
+
+
+def test_a_short_text_is_repeated_and_a_long_one_cut() -> None:
+    method = fw.attach(
+        models.llama(), fw.PromptTuning(num_virtual_tokens=5, prompt_tuning_init_text="x"), encode=list_of
+    )
+    assert method.init_ids == (7, 8, 7, 8, 7)
+    method = fw.attach(models.llama(), fw.PTuning(num_virtual_tokens=1, init_text="x"), encode=list_of)
+    assert method.init_ids == (7,)
+
+
+def list_of(_: str) -> list[int]:
+    return [7, 8]
+
+
+def test_an_unknown_target_is_refused_with_the_names_that_are_near() -> None:
+    with pytest.raises(fw.InputError, match=r"no module 'q_prj'; did you mean 'q_proj'"):
+        fw.attach(models.llama(), fw.LoRA(target_modules=("q_prj",)))
+    with pytest.raises(fw.InputError, match=r"no module 'zzz'; there are: .*k_proj.*v_proj.*\(or \"all-linear\"\)"):
+        fw.attach(models.llama(), fw.LoRA(target_modules=("q_proj", "zzz")))
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was() -> None:
+    model = models.llama()
+    with pytest.raises(fw.InputError):
+        fw.attach(model, fw.LoRA(target_modules=("q_proj", "zzz")))
+    assert not fw.attached(model)
+    assert all(p.requires_grad for p in model.parameters())
+    assert type(model) is type(models.llama())
+
+
+def test_a_target_that_is_not_linear_is_refused() -> None:
+    with pytest.raises(fw.InputError, match="only linear layers can be adapted"):
+        fw.attach(models.llama(), fw.LoRA(target_modules=("self_attn",)))
+
+
+def test_a_regular_expression_matches_whole_paths() -> None:
+    model = models.llama()
+    fw.attach(model, fw.LoRA(target_modules=r".*layers\.1\..*_proj"))
+    assert set(parts(model)) == {
+        f"model.layers.1.{block}_proj" for block in
+        ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    }  # fmt: skip
+
+
+def test_a_regular_expression_that_matches_nothing_or_is_broken_is_refused() -> None:
+    with pytest.raises(fw.InputError, match=r"no module 'layers'"):
+        fw.attach(models.llama(), fw.LoRA(target_modules="layers"))
+    with pytest.raises(fw.InputError, match="not a valid regular expression"):
+        fw.attach(models.llama(), fw.LoRA(target_modules="(q_proj"))
+
+
+@every_family
+def test_all_linear_adapts_every_linear_layer_but_the_head(family: str) -> None:
+    model = FAMILIES[family]()
+    head = model.get_output_embeddings()
+    expected = {p for p, m in model.named_modules() if isinstance(m, (nn.Linear, sites.Conv1D)) and m is not head}
+    inputs = random_inputs(model)
+    before = logits(model, **inputs)
+    fw.attach(model, fw.LoRA(r=2, target_modules="all-linear"))
+    assert set(parts(model)) == expected
+    assert torch.equal(logits(model, **inputs), before)
+
+
+def test_an_unknown_architecture_is_told_what_could_be_targeted() -> None:
+    model = nn.Module()
+    model.__dict__["config"] = SimpleNamespace(model_type="newcomer", is_encoder_decoder=False)
+    model.mix, model.out = nn.Linear(4, 4), nn.Linear(4, 4)
+    for method in (fw.LoRA(), fw.IA3()):
+        with pytest.raises(fw.InputError, match=r"architecture 'newcomer'; set target_modules .*: mix, out"):
+            fw.attach(model, method)
+    for method in (SMALL["prompt_tuning"], SMALL["p_tuning"], SMALL["prefix_tuning"]):
+        with pytest.raises(fw.InputError, match="not a transformers model"):
+            fw.attach(model, method)
+    fw.attach(model, fw.LoRA(target_modules=("mix",)))
+    assert set(parts(model)) == {"mix"}
+
+
+def test_a_newcomer_with_the_usual_names_is_adapted_where_they_are() -> None:
+    model = models.llama()
+    model.config.model_type = "newcomer"
+    fw.attach(model, fw.LoRA())
+    assert {p.rsplit(".", 1)[-1] for p in parts(model)} == {"q_proj", "v_proj"}
+    fw.detach(model)
+    fw.attach(model, fw.IA3())
+    assert {p.rsplit(".", 1)[-1] for p in parts(model)} == {"k_proj", "v_proj", "down_proj"}
+
+
+# --- on disk ------------------------------------------------------------------------------------------------------
+
+
+@every_method
+@every_family
+def test_a_saved_adapter_keeps_its_output(family: str, method: str, tmp_path: Path) -> None:
+    model = adapted(family, method)
+    inputs = random_inputs(model)
+    expected = logits(model, **inputs)
+    fw.save(model, tmp_path / "adapter")
+    again = FAMILIES[family]()
+    fw.load(again, tmp_path / "adapter")
+    close(logits(again, **inputs), expected)
+    fw.save(again, tmp_path / "twice")  # what was loaded can be saved
+    once_more = FAMILIES[family]()
+    fw.load(once_more, tmp_path / "twice")
+    assert torch.equal(logits(once_more, **inputs), logits(again, **inputs))
+
+
+def test_a_loaded_p_tuning_goes_on_training_its_prompt_alone(tmp_path: Path) -> None:
+    fw.save(adapted("llama", "p_tuning"), tmp_path / "adapter")
+    model = models.llama()
+    fw.load(model, tmp_path / "adapter")
+    assert [tuple(p.shape) for p in trainable(model)] == [(5, models.WIDTH)]
+    model(**random_inputs(model)).logits.sum().backward()
+    assert all(p.grad is not None for p in trainable(model))
