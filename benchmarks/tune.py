@@ -26,7 +26,7 @@ from featherweight.provenance import machine, versions
 from featherweight.scoring import evaluate
 
 GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
-    ("prompt_tuning", {}, (1e-2, 3e-2, 1e-1)),
+    ("prompt_tuning", {}, (1e-2, 3e-2, 1e-1, 3e-1)),
     ("p_tuning", {}, (1e-3, 3e-3, 1e-2)),
     ("prefix_tuning", {}, (1e-3, 3e-3, 1e-2, 3e-2)),
     ("lora", {}, (1e-3, 2e-3, 5e-3, 1e-2)),

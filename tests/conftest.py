@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,11 +11,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jaxtyping
 
 with jaxtyping.install_import_hook("featherweight", "beartype.beartype"):
-    import featherweight.run  # reaches every module but the command line, which imports nothing heavy
+    import featherweight.run  # noqa: F401  (reaches every module but the command line, which imports nothing heavy)
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -34,7 +34,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder, so that `runs/` does not land in the repository."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import featherweight as fw
+import tiny
 from featherweight import Base, InputError, Task, load_task
 from featherweight.adapter import trainable
 from featherweight.scoring import Score, evaluate, label_scores, majority, wilson
@@ -34,7 +34,9 @@ ADAPTERS: dict[str, fw.Method | None] = {
 
 @pytest.fixture(scope="module")
 def bases(llama: Path, t5: Path) -> dict[str, Base]:
-    return {name: fw.load_base(str(path), dtype="float32", device="cpu") for name, path in (("llama", llama), ("t5", t5))}
+    return {
+        name: fw.load_base(str(path), dtype="float32", device="cpu") for name, path in (("llama", llama), ("t5", t5))
+    }
 
 
 @pytest.fixture(params=["llama", "t5"])
@@ -60,7 +62,8 @@ def task_with(tmp_path: Path, labels: list[str], n: int = 40) -> Task:
     """Rows of many lengths, all of them to test on."""
     draw = random.Random(0)
     rows = [
-        {"text": " ".join(draw.choices(tiny.WORDS, k=1 + i % 9)) + f" {i}", "label": labels[i % len(labels)]} for i in range(n)
+        {"text": " ".join(draw.choices(tiny.WORDS, k=1 + i % 9)) + f" {i}", "label": labels[i % len(labels)]}
+        for i in range(n)
     ]
     return load_task(str(tiny.write(tmp_path / "a.jsonl", rows)), test_only=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from featherweight import InputError, Task, load_task
 from featherweight.task import pieces, split
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from tiny import BOS, EOS
 from tokenizers import normalizers
 
 import featherweight as fw
+import tiny
 from featherweight import InputError, Task, load_task
 from featherweight.task import Row
 from featherweight.tokens import IGNORE, Example, Writer, writer_for
+from tiny import BOS, EOS
 
 TALK = (
     {"role": "system", "content": "be kind"},

@@ -79,7 +79,8 @@ def _save(cls: Any, config: Any, words: PreTrainedTokenizerFast, folder: Path, s
 def reviews(n: int = 60) -> list[dict[str, str]]:
     """Rows that are easy to learn: the text names its label."""
     return [
-        {"text": f"{WORDS[i % 10]} {i} is {LABELS[i % 3]} {WORDS[i * 7 % 10]}", "label": LABELS[i % 3]} for i in range(n)
+        {"text": f"{WORDS[i % 10]} {i} is {LABELS[i % 3]} {WORDS[i * 7 % 10]}", "label": LABELS[i % 3]}
+        for i in range(n)
     ]
 
 

@@ -5,6 +5,9 @@ them through a reparametrisation — a small MLP over trainable embeddings e —
 
     P_i = MLP(e_i)        MLP: width → h → h → width, ReLU        y = model([P; E(x)])
 
+The network starts where a text is: its last layer is fitted so that the first P are the embeddings of the task's own
+instruction. From the usual random start P is noise, and most of a short training goes into becoming words at all.
+
 After training only P is kept: the network is scaffolding. (So a loaded adapter has the same output but goes on
 training as plain Prompt Tuning; HF PEFT's format has it so.)
 
@@ -50,7 +53,7 @@ class PTuning(Method):
     encoder_reparameterization_type: str = "MLP"
     """Kind of network; MLP only."""
     init_text: str | None = field(default=None, metadata={"local": True})
-    """Text whose embeddings the trainable embeddings e start from; by default the task's own instruction."""
+    """Text whose embeddings the first P are; by default the task's own instruction."""
     init_ids: tuple[int, ...] | None = field(default=None, metadata={"local": True})
     """Token ids of that text; filled in by itself."""
 
@@ -109,8 +112,18 @@ class PTuningPart(Prepend):
         self.prompt_embeddings = None  # takes the place of e and the MLP in an adapter that was loaded
         if not words.is_meta and method.init_ids is not None:
             ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
-            with torch.no_grad():
-                self.embedding.weight.copy_(self.__dict__["embed"](ids).repeat(rows // self.n, 1))
+            self._start_from(self.__dict__["embed"](ids).float().repeat(rows // self.n, 1))
+
+    @torch.no_grad()
+    def _start_from(self, wanted: Float[Tensor, "rows d"]) -> None:
+        """Fit the last layer by least squares, so that the network's first outputs are the wanted embeddings.
+
+        There are fewer rows than hidden units, as a rule, so the fit is exact.
+        """
+        *hidden, last = self.mlp_head
+        activations = nn.Sequential(*hidden)(self.embedding.weight)
+        assert isinstance(last, nn.Linear)
+        last.weight.copy_(torch.linalg.lstsq(activations.cpu(), (wanted - last.bias).cpu()).solution.T)
 
     def _all(self) -> Float[Tensor, "rows d"]:
         if self.prompt_embeddings is not None:

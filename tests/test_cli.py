@@ -1,0 +1,683 @@
+"""The command line: settings, complaints, and every verb end to end on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import featherweight as fw
+import tiny
+from featherweight import cli, run
+from featherweight.config import CompareConfig, TrainConfig, merge, parse_options, read_recipe, to_toml
+from featherweight.methods import METHODS
+
+COLUMNS = [
+    "Fine-Tuning Method", "Batch Size", "Number of total params", "Trainable params", "Required memory",
+    "Speed (Train)", "Speed (Eval)", "Accuracy",
+]  # fmt: skip
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def fw_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run a command line in this process."""
+
+    def call(*args: object, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["featherweight", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads weights fails the test."""
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(run, "load_base", loaded)
+
+
+@pytest.fixture
+def reviews(in_tmp: Path) -> Path:
+    return tiny.write(in_tmp / "reviews.csv", tiny.reviews())
+
+
+@pytest.fixture(scope="module")
+def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA trained on the reviews by the command line, in a process of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = tiny.write(folder / "reviews.csv", tiny.reviews())
+    args = ("train", "--model", llama, "--data", data, "--steps", 3, "--dtype", "float32", "--out", folder / "lora")
+    done = process(*args)
+    assert done.returncode == 0, done.stderr
+    return folder / "lora"
+
+
+def process(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "featherweight.cli", *map(str, args)],
+        capture_output=True, text=True, check=False, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+def complaint(result: Result) -> str:
+    """The one line of an error; nothing else was printed."""
+    assert result.code == 2, result
+    assert result.out == ""
+    line = result.err.removesuffix("\n")
+    assert "\n" not in line
+    assert line.startswith("featherweight: error: ")
+    return line.removeprefix("featherweight: error: ")
+
+
+# --- help and start -------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_within_half_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        process("--help").check_returncode()
+        return time.perf_counter() - start
+
+    best = min(seconds() for _ in range(3))
+    assert best < 0.5
+
+
+@pytest.mark.parametrize("verb", ["", "compare", "train", "evaluate", "generate", "methods"])
+def test_help_and_a_usage_error_import_nothing_heavy(verb: str) -> None:
+    code = (
+        "import sys; from featherweight.cli import main; sys.argv = ['featherweight', *sys.argv[1:]]\n"
+        "try: main()\nfinally: print(*(m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules), '|')"
+    )
+    words = [verb] if verb else []
+    for last in ("--help", "--nonsense"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, last], capture_output=True, text=True, check=False
+        )  # fmt: skip
+        assert done.returncode == (0 if last == "--help" else 2)
+        assert done.stdout.splitlines()[-1] == " |".strip()
+
+
+@pytest.mark.parametrize("verb", ["compare", "train", "evaluate", "generate", "methods"])
+def test_every_verb_has_a_help_that_teaches(fw_cli: Cli, verb: str) -> None:
+    result = fw_cli(verb, "--help")
+    assert result.code == 0
+    assert "Example" in result.out
+    assert "featherweight" in result.out
+
+
+def test_every_common_flag_is_there() -> None:
+    common = {"model", "data", "steps", "epochs", "batch_size", "lr", "max_length", "seed", "dtype", "device", "out"}
+    assert common | {"method"} <= TrainConfig.model_fields.keys()
+    assert common | {"methods"} <= CompareConfig.model_fields.keys()
+
+
+def test_the_version_is_printed(fw_cli: Cli) -> None:
+    assert fw_cli("--version") == (0, f"{fw.__version__}\n", "")
+
+
+def test_without_a_verb_the_help_is_shown(fw_cli: Cli) -> None:
+    result = fw_cli()
+    assert "compare" in result.out
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["train", "--bogus", "1"], "No such option: --bogus"),
+        (["train", "--steps", "many"], "'--steps'"),
+        (["train", "--steps"], "--steps"),
+        (["train", "stray"], "stray"),
+        (["trian"], "Did you mean 'train'?"),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line(fw_cli: Cli, args: list[str], wanted: str) -> None:
+    assert wanted in complaint(fw_cli(*args))
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('steps = 7\nbatch-size = 3\nmethod = "ia3"\n[lora]\nr = 4\nlora_alpha = 2\n')
+    recipe = read_recipe(str(tmp_path / "r.toml"))
+    config = merge(TrainConfig, recipe, {"steps": 9, "options": {"lora": {"r": 16}}})
+    assert (config.steps, config.batch_size, config.method, config.seed) == (9, 3, "ia3", 0)
+    assert config.options == {"lora": {"r": 16, "lora_alpha": 2}}
+
+
+def test_steps_from_one_side_replace_epochs_from_the_other() -> None:
+    assert merge(TrainConfig, {"epochs": 2}, {"steps": 5}).epochs is None
+    config = merge(TrainConfig, {"steps": 5}, {"epochs": 2.0})
+    assert (config.steps, config.steps_for(40)) == (None, 10)
+    assert merge(TrainConfig, {}, {}).steps_for(40) == 120
+
+
+@pytest.mark.parametrize(("recipe", "flags"), [({}, {"steps": 1, "epochs": 1.0}), ({"steps": 1, "epochs": 1.0}, {})])
+def test_steps_and_epochs_together_are_refused(recipe: dict[str, Any], flags: dict[str, Any]) -> None:
+    with pytest.raises(fw.InputError, match="--steps or --epochs, not both"):
+        merge(TrainConfig, recipe, flags)
+
+
+def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config = merge(
+        CompareConfig,
+        {},
+        {
+            "template": 'a "quoted" \\n {text}\tü', "lr": 1e-5, "epochs": 0.5,
+            "options": {"lora": {"target_modules": ("q_proj", "v_proj"), "use_rslora": True, "lora_dropout": 0.25}},
+        },
+    )  # fmt: skip
+    (tmp_path / "r.toml").write_text(to_toml(config))
+    again = merge(CompareConfig, read_recipe(str(tmp_path / "r.toml")), {})
+    assert again.model_dump(exclude={"options"}) == config.model_dump(exclude={"options"})
+    assert run.build_method("lora", again.options["lora"]) == run.build_method("lora", config.options["lora"])
+
+
+def test_set_takes_numbers_words_lists_and_none() -> None:
+    options = parse_options(["r=16", "lora_dropout=0.5", "use_rslora=true", "target_modules=q_proj,v_proj"], "lora")
+    assert run.build_method("lora", options["lora"]) == fw.LoRA(
+        r=16, lora_dropout=0.5, use_rslora=True, target_modules=("q_proj", "v_proj")
+    )
+    options = parse_options(['lora.target_modules=["k_proj"]', "prefix_tuning.init_weights=none"], None)
+    assert run.build_method("lora", options["lora"]) == fw.LoRA(target_modules=("k_proj",))
+    assert run.build_method("prefix_tuning", options["prefix_tuning"]) == fw.PrefixTuning(init_weights=None)
+    text = "prompt_tuning_init_text=Good, or bad?"
+    options = parse_options([text], "prompt_tuning")
+    assert run.build_method("prompt_tuning", options["prompt_tuning"]).prompt_tuning_init_text == "Good, or bad?"
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("r", "write OPTION=VALUE"),
+        ("=3", "write OPTION=VALUE"),
+        ("lroa.r=3", "no such method; did you mean 'lora'?"),
+        ("rank=3", "lora has no option 'rank'"),
+        ("r=big", "lora: r must be int, not 'big'"),
+        ("r=1.5", "lora: r must be int, not 1.5"),
+        ("r=true", "lora: r must be int, not True"),
+        ("use_rslora=1", "lora: use_rslora must be bool, not 1"),
+        ("r=0", "r must be at least 1, not 0"),
+        ("lora_dropout=-0.1", "lora_dropout must be in [0, 1), not -0.1"),
+        ("target_modules=q_porj,v_proj", "this model has no module 'q_porj'; did you mean 'q_proj'"),
+    ],
+)
+def test_a_wrong_option_of_a_method_is_refused(
+    fw_cli: Cli, reviews: Path, llama: Path, setting: str, wanted: str
+) -> None:
+    message = complaint(fw_cli("train", "--model", llama, "--data", reviews, "--set", setting))
+    assert wanted in message
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_comparison_checks_the_options_of_every_method_first(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    base = ("compare", "--model", llama, "--data", reviews)
+    assert "r must be at least 1" in complaint(fw_cli(*base, "--methods", "ia3,lora", "--set", "lora.r=0"))
+    assert "write METHOD.OPTION=VALUE" in complaint(fw_cli(*base, "--set", "r=4"))
+    assert "no module 'nope'" in complaint(fw_cli(*base, "--set", "ia3.target_modules=nope,nope"))
+    assert "--methods names none" in complaint(fw_cli(*base, "--methods", ","))
+
+
+# --- bad input: one line, exit code 2, before the model loads -------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("verb", ["train", "compare"])
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["--steps", "0"], "--steps: input should be greater than 0 (got 0)"),
+        (["--steps", "3", "--epochs", "1"], "give --steps or --epochs, not both"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--lr", "-1"], "--lr"),
+        (["--lr", "inf"], "--lr"),
+        (["--test-fraction", "1"], "--test-fraction"),
+        (["--max-length", "3"], "--max-length"),
+        (["--dtype", "float12"], "--dtype: input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
+        (["--metric", "bleu"], "--metric"),
+        (["--device", "cuda:77"], "device 'cuda:77' is not available here"),
+        (["--device", "abacus"], "device 'abacus' is not available here"),
+        (["--text-column", "txt"], "no column 'txt'; did you mean 'text'?; its columns are: text, label"),
+        (["--test-data", "none.csv"], "there is no file none.csv"),
+        (["--recipe", "none.toml"], "--recipe none.toml: No such file"),
+        (["--model", "./none"], "'./none' could not be loaded"),
+        (["--model", "none.gguf"], "model: there is no file none.gguf"),
+        (["--model", "."], "has no config.json"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_anything_is_made(
+    fw_cli: Cli, reviews: Path, llama: Path, verb: str, args: list[str], wanted: str
+) -> None:
+    message = complaint(fw_cli(verb, "--data", reviews, *([] if "--model" in args else ["--model", llama]), *args))
+    assert wanted in message
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("verb", "flag"), [("train", "--method"), ("compare", "--methods")])
+def test_an_unknown_method_is_refused_with_the_nearest_name(
+    fw_cli: Cli, reviews: Path, llama: Path, verb: str, flag: str
+) -> None:
+    message = complaint(fw_cli(verb, "--model", llama, "--data", reviews, flag, "promt_tuning"))
+    assert "unknown method 'promt_tuning'; did you mean 'prompt_tuning'" in message
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("verb", ["train", "compare", "evaluate"])
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("", "bad.csv has no rows"),
+        ("text,label\n", "bad.csv has no rows"),
+        ("text,label\na,x,y\n", "bad.csv:2: 3 fields where the header has 2"),
+        ("text,label\n" + "".join(f"t{i},x\n" for i in range(30)), "has one class only ('x')"),
+        ("text,label\n,x\nb,y\n", "bad.csv:2: the column 'text' is empty"),
+        ("foo,bar\na,b\n", "bad.csv has the columns foo, bar"),
+    ],
+)
+def test_broken_data_is_one_line_before_the_model_loads(
+    fw_cli: Cli, in_tmp: Path, llama: Path, verb: str, content: str, wanted: str
+) -> None:
+    (in_tmp / "bad.csv").write_text(content)
+    assert wanted in complaint(fw_cli(verb, "--model", llama, "--data", "bad.csv"))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_label_unseen_in_training_is_refused_before_the_model_loads(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    tiny.write(Path("test.csv"), [*tiny.reviews(2), {"text": "x", "label": "superb"}])
+    message = complaint(fw_cli("train", "--model", llama, "--data", reviews, "--test-data", "test.csv"))
+    assert "test.csv:4: the label 'superb' is not among those of the training rows" in message
+
+
+@pytest.mark.usefixtures("no_model")
+def test_labels_cannot_be_scored_where_there_are_none(fw_cli: Cli, in_tmp: Path, llama: Path) -> None:
+    data = tiny.write(in_tmp / "a.jsonl", tiny.requests())
+    assert "needs a label column" in complaint(fw_cli("train", "--model", llama, "--data", data, "--metric", "labels"))
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("verb", ["train", "compare"])
+def test_a_folder_in_use_is_refused_and_kept(fw_cli: Cli, reviews: Path, llama: Path, verb: str) -> None:
+    Path("mine").mkdir()
+    Path("mine/precious.txt").write_text("keep me")
+    base = (verb, "--model", llama, "--data", reviews)
+    assert "--out mine is in use" in complaint(fw_cli(*base, "--out", "mine"))
+    assert "--out reviews.csv is a file" in complaint(fw_cli(*base, "--out", "reviews.csv"))
+    assert [p.name for p in Path("mine").iterdir()] == ["precious.txt"]
+    assert Path("mine/precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_place_that_cannot_be_written_is_refused(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    base = ("--model", llama, "--data", reviews, "--out", "reviews.csv/below/it")
+    for verb in ("train", "compare", "evaluate"):
+        assert "--out: cannot " in complaint(fw_cli(verb, *base))
+    assert Path("reviews.csv").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+def test_a_missing_or_broken_adapter_is_refused_before_the_model_loads(
+    fw_cli: Cli, reviews: Path, adapter: Path, verb: str
+) -> None:
+    more = ("--data", reviews) if verb == "evaluate" else ("--prompt", "x")
+    assert "there is no folder none" in complaint(fw_cli(verb, *more, "--adapter", "none"))
+    Path("empty").mkdir()
+    assert "has no adapter_config.json" in complaint(fw_cli(verb, *more, "--adapter", "empty"))
+    shutil.copytree(adapter, "odd")
+    Path("odd/adapter_config.json").write_text('{"peft_type": "LORAX"}')
+    assert "did you mean 'LORA'" in complaint(fw_cli(verb, *more, "--adapter", "odd"))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+def test_an_adapter_of_another_base_is_refused_by_name(
+    fw_cli: Cli, reviews: Path, adapter: Path, llama: Path, tmp_path: Path, verb: str
+) -> None:
+    other = tiny.save_llama(tmp_path / "other", seed=1)
+    more = ("--data", reviews) if verb == "evaluate" else ("--prompt", "x")
+    message = complaint(fw_cli(verb, *more, "--adapter", adapter, "--model", other))
+    assert f"was made for another base: {llama}" in message
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("steps = ", "is not valid TOML"),
+        ("stpes = 3", "'stpes' is not a setting here; did you mean 'steps'"),
+        ("steps = 'many'", "--steps: input should be a valid integer"),
+        ("steps = 2\nepochs = 1", "not both"),
+        ("[lorra]\nr = 3", "the table [lorra] is no method; did you mean 'lora'"),
+        ("[lora]\nr = 0", "r must be at least 1"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(fw_cli: Cli, reviews: Path, recipe: str, wanted: str) -> None:
+    Path("r.toml").write_text(recipe)
+    assert wanted in complaint(fw_cli("train", "--data", reviews, "--recipe", "r.toml"))
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_training(
+    fw_cli: Cli, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, llama: Path
+) -> None:
+    monkeypatch.setattr("featherweight.tokens.Writer.answer", lambda self, text: [7])
+    monkeypatch.setattr(run, "run_fit", lambda *_: pytest.fail("it was trained"))
+    data = tiny.write(in_tmp / "a.csv", tiny.reviews())
+    result = fw_cli("train", "--model", llama, "--data", data, "--dtype", "float32")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("featherweight: error: two labels have the same tokens")
+
+
+def test_the_methods_verb_refuses_wrong_options_and_missing_models(fw_cli: Cli, in_tmp: Path, llama: Path) -> None:
+    assert "r must be at least 1" in fw_cli("methods", "--set", "lora.r=0").err
+    assert "there is no file none.json" in complaint(fw_cli("methods", "--model", "none.json"))
+
+
+# --- end to end -----------------------------------------------------------------------------------------------------
+
+
+def test_methods_lists_every_method_with_its_paper(fw_cli: Cli) -> None:
+    result = fw_cli("methods")
+    assert result.code == 0
+    for name in METHODS:
+        assert f"\n{name} " in f"\n{result.out}"
+    assert result.out.count("arXiv:") == len(METHODS)
+
+
+def test_methods_counts_parameters_without_weights(fw_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    shutil.copy(llama / "config.json", tmp_path / "only-a-config.json")
+    result = fw_cli("methods", "--model", tmp_path / "only-a-config.json", "--set", "lora.r=2")
+    base = fw.load_base(str(llama), dtype="float32")
+    fw.attach(base.model, fw.LoRA(r=2))
+    total, trained = fw.count(base.model)
+    assert f"{total:,} parameters, {trained:,} of them trained" in result.out
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_train_evaluate_generate(
+    fw_cli: Cli, reviews: Path, request: pytest.FixtureRequest, family: str, method: str
+) -> None:
+    model = request.getfixturevalue(family)
+    trained = fw_cli(
+        "train", "--model", model, "--data", reviews, "--method", method, "--steps", 4, "--dtype", "float32", "--out", "mine"
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    assert trained.out.startswith("accuracy ")
+    assert "n = 6" in trained.out
+    assert {p.name for p in Path("mine").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "featherweight.json", "recipe.toml"
+    }  # fmt: skip
+    assert json.loads(Path("mine/featherweight.json").read_text())["labels"] == ["bad", "fine", "very bad"]
+
+    held_out = fw_cli("evaluate", "--adapter", "mine", "--data", reviews, "--dtype", "float32")
+    assert held_out.out.split(",")[0] == trained.out.split(",")[0]  # the same rows, the same accuracy: it was reloaded
+
+    every = fw_cli(
+        "evaluate", "--adapter", "mine", "--data", reviews, "--split", "all", "--dtype", "float32", "--out", "p.jsonl"
+    )  # fmt: skip
+    assert every.code == 0, every.err
+    assert "n = 60" in every.out
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert [line["place"] for line in lines] == [f"{reviews}:{i}" for i in range(2, 62)]
+    assert [line["answer"] for line in lines] == [r["label"] for r in tiny.reviews()]
+    assert {line["prediction"] for line in lines} <= set(tiny.LABELS)
+
+    one = fw_cli("generate", "--adapter", "mine", "--prompt", "a film", "--max-new-tokens", 4, "--dtype", "float32")
+    assert one.code == 0, one.err
+    two = fw_cli(
+        "generate", "--adapter", "mine", "--max-new-tokens", 4, "--dtype", "float32", stdin="a film\n\na plot\n"
+    )
+    assert two.out.startswith(one.out)
+
+
+def test_evaluating_refuses_a_label_that_the_adapter_does_not_know(fw_cli: Cli, in_tmp: Path, adapter: Path) -> None:
+    data = tiny.write(in_tmp / "new.csv", [*tiny.reviews(5), {"text": "x", "label": "superb"}])
+    message = complaint(fw_cli("evaluate", "--adapter", adapter, "--data", data, "--split", "all"))
+    assert f"{data}:7: the label 'superb' is not among" in message
+
+
+def test_evaluating_takes_labels_from_the_adapter_not_from_the_file(fw_cli: Cli, in_tmp: Path, adapter: Path) -> None:
+    data = tiny.write(in_tmp / "new.csv", [{"text": f"t{i}", "label": "bad"} for i in range(4)])
+    result = fw_cli("evaluate", "--adapter", adapter, "--data", data, "--split", "all", "--dtype", "float32")
+    assert result.code == 0, result.err
+    assert "n = 4" in result.out
+
+
+def test_the_bare_model_is_evaluated_on_every_row(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    result = fw_cli("evaluate", "--model", llama, "--data", reviews, "--split", "all", "--dtype", "float32")
+    assert result.code == 0, result.err
+    assert "n = 60" in result.out
+
+
+def test_a_written_template_is_used_with_its_line_breaks(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    args = ("--model", llama, "--data", reviews, "--template", "Review: {text}\\nIs it:", "--dtype", "float32")
+    assert fw_cli("train", *args, "--steps", 1, "--out", "mine").code == 0
+    assert json.loads(Path("mine/featherweight.json").read_text())["template"] == "Review: {text}\nIs it:"
+    seen: list[str] = []
+    original = run.evaluate_with_bar
+
+    def watch(base: Any, task: Any, *more: Any) -> Any:
+        seen.append(task.template)
+        return original(base, task, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "evaluate_with_bar", watch)
+        assert fw_cli("evaluate", *args).code == 0
+        assert fw_cli("evaluate", "--adapter", "mine", "--data", reviews, "--dtype", "float32").code == 0
+    assert seen == ["Review: {text}\nIs it:"] * 2
+
+
+def test_an_adapter_of_another_tool_brings_its_base_along(
+    fw_cli: Cli, reviews: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(adapter, "theirs")
+    Path("theirs/featherweight.json").unlink()
+    result = fw_cli("evaluate", "--adapter", "theirs", "--data", reviews, "--dtype", "float32")
+    assert result.code == 0, result.err
+
+
+def test_generate_writes_an_adapters_prompts_as_they_were_trained(
+    fw_cli: Cli, adapter: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def watch(base: Any, prompts: list[list[int]], *_: Any) -> list[str]:
+        read.extend(base.tokenizer.decode(p) for p in prompts)
+        return ["fine"]
+
+    monkeypatch.setattr("featherweight.api.generate_from", watch)
+    assert fw_cli("generate", "--adapter", adapter, "--prompt", "a film").out == "fine\n"
+    fw_cli("generate", "--adapter", adapter, "--prompt", "a film", "--raw")
+    fw_cli("generate", "--model", llama, "--prompt", "a film")
+    assert read == ["<bos>a film\nLabel:", "<bos>a film", "<|user|>\na film<eos>\n<|assistant|>\n"]
+
+
+def test_the_saved_recipe_repeats_the_run(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    first = fw_cli(
+        "train", "--model", llama, "--data", reviews, "--steps", 5, "--batch-size", 4, "--seed", 3, "--dtype", "float32",
+        "--set", "r=4", "--set", "target_modules=q_proj,k_proj", "--out", "one",
+    )  # fmt: skip
+    saved = tomllib.loads(Path("one/recipe.toml").read_text())
+    assert (saved["steps"], saved["batch_size"], saved["seed"], saved["lora"]["r"]) == (5, 4, 3, 4)
+    assert all(line.strip() in first.err for line in Path("one/recipe.toml").read_text().splitlines())
+    again = fw_cli("train", "--recipe", "one/recipe.toml", "--out", "two")
+    assert again.out == first.out
+    losses = [json.loads(Path(f"{name}/featherweight.json").read_text())["losses"] for name in ("one", "two")]
+    assert losses[0] == losses[1]
+    weights = [Path(f"{name}/adapter_model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_without_out_every_run_gets_a_folder_of_its_own(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    for _ in range(2):
+        fw_cli("train", "--model", llama, "--data", reviews, "--steps", 1, "--dtype", "float32")
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["lora-001", "lora-002"]
+
+
+def test_compare_prints_and_saves_the_table(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    result = fw_cli(
+        "compare", "--model", llama, "--data", reviews, "--methods", "lora,ia3", "--steps", 3, "--dtype", "float32",
+        "--out", "table",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    table = Path("table/table.md").read_text()
+    assert table in result.out
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    assert rows[0] == COLUMNS
+    assert [r[0] for r in rows[2:]] == ["LoRA", "(IA)³"]
+    with Path("table/table.csv").open(newline="") as f:
+        assert list(csv.reader(f)) == [rows[0], *rows[2:]]
+    lines = [json.loads(line) for line in Path("table/rows.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["lora", "ia3"]
+    for cells, line in zip(rows[2:], lines, strict=True):
+        assert cells[1] == "8"
+        assert cells[2] == f"{line['total_params']:,}"
+        assert cells[3].startswith(f"{line['trainable_params']:,} (")
+        assert cells[3].endswith(" %)")
+        assert cells[4].endswith(" MiB")
+        assert "it/s" in cells[5]
+        assert "ex/s" in cells[5]
+        assert "it/s" in cells[6]
+        assert "n = 6" in cells[7]
+        assert len(line["losses"]) == 3
+        assert len(line["predictions"]) == 6
+    assert lines[0]["lr"] == fw.LoRA.learning_rate
+    assert lines[1]["lr"] == fw.IA3.learning_rate
+    assert "untouched model: " in table
+    assert "majority class (bad): 33.3 %" in table
+    for name in ("lora", "ia3"):
+        fw.load(fw.load_base(str(llama), dtype="float32").model, Path("table") / name)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_instructions_are_learned_and_compared_by_exact_match(
+    fw_cli: Cli, in_tmp: Path, request: pytest.FixtureRequest, family: str
+) -> None:
+    data = tiny.write(in_tmp / "a.jsonl", tiny.requests())
+    model = request.getfixturevalue(family)
+    trained = fw_cli("train", "--model", model, "--data", data, "--steps", 2, "--dtype", "float32", "--out", "mine")
+    assert trained.code == 0, trained.err
+    result = fw_cli("evaluate", "--adapter", "mine", "--data", data, "--dtype", "float32", "--out", "p.jsonl")
+    assert "metric exact_match" in result.out
+    assert "n = 3" in result.out
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    right = sum(line["answer"] == line["prediction"] for line in lines)
+    assert result.out.startswith(f"accuracy {100 * right / 3:.1f} %")
+
+
+def test_classification_can_be_compared_by_exact_match_too(fw_cli: Cli, reviews: Path, adapter: Path) -> None:
+    result = fw_cli(
+        "evaluate", "--adapter", adapter, "--data", reviews, "--metric", "exact_match", "--dtype", "float32"
+    )
+    assert "metric exact_match" in result.out
+
+
+def test_cut_texts_are_counted_and_reported(fw_cli: Cli, in_tmp: Path, llama: Path) -> None:
+    rows = [{**r, "text": r["text"] * (8 if i < 20 else 1)} for i, r in enumerate(tiny.reviews())]
+    data = tiny.write(in_tmp / "long.csv", rows)
+    result = fw_cli(
+        "train", "--model", llama, "--data", data, "--test-data", data, "--steps", 1, "--max-length", 32, "--dtype", "float32"
+    )  # fmt: skip
+    assert "20 of 60 rows were longer than 32 tokens and were cut" in result.err
+
+
+# --- Ctrl-C and divergence ------------------------------------------------------------------------------------------
+
+
+def interrupted(*args: object, when: str) -> tuple[int, str]:
+    """Start a command line, press Ctrl-C when a line with `when` has appeared, and return its code and stderr."""
+    command = [sys.executable, "-u", "-m", "featherweight.cli", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        seen = []
+        for line in child.stderr:
+            if when in line and not any(when in earlier for earlier in seen):  # once: rich may print a line again
+                child.send_signal(signal.SIGINT)
+            seen.append(line)
+        return child.wait(timeout=60), "".join(seen)
+
+
+def test_ctrl_c_while_training_leaves_a_loadable_adapter(reviews: Path, llama: Path) -> None:
+    code, err = interrupted(
+        "train", "--model", llama, "--data", reviews, "--steps", 1200, "--dtype", "float32", "--out", "mine",
+        when="train: 300/1200",
+    )  # fmt: skip
+    assert code == 130, err
+    assert "interrupted after " in err
+    assert "Traceback" not in err
+    assert fw.load(fw.load_base(str(llama), dtype="float32").model, "mine").peft_type == "LORA"
+    assert 300 <= json.loads(Path("mine/featherweight.json").read_text())["steps"] < 1200
+
+
+def test_ctrl_c_in_a_comparison_keeps_the_finished_rows(reviews: Path, llama: Path) -> None:
+    code, err = interrupted(
+        "compare", "--model", llama, "--data", reviews, "--methods", "ia3,lora,p_tuning", "--steps", 400,
+        "--dtype", "float32", "--out", "table", when="LoRA: train: 100/400",
+    )  # fmt: skip
+    assert code == 130, err
+    assert "Traceback" not in err
+    rows = [json.loads(line) for line in Path("table/rows.jsonl").read_text().splitlines()]
+    assert [r["name"] for r in rows] == ["ia3"]
+    table = Path("table/table.md").read_text()
+    assert "(IA)³" in table
+    assert "interrupted during LoRA" in table
+    for name in ("ia3", "lora"):
+        fw.load(fw.load_base(str(llama), dtype="float32").model, Path("table") / name)
+    assert not Path("table/p_tuning").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter(
+    fw_cli: Cli, reviews: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featherweight.engine import train
+
+    calls = []
+    original = train.labelled_loss
+
+    def third_is_nan(model: Any, batch: Any) -> Any:
+        calls.append(1)
+        return original(model, batch) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(train, "labelled_loss", third_is_nan)
+    result = fw_cli("train", "--model", llama, "--data", reviews, "--steps", 9, "--dtype", "float32", "--out", "mine")
+    assert result.code == 1
+    assert "not finite at step 3" in result.err
+    from safetensors.torch import load_file
+
+    tensors = load_file("mine/adapter_model.safetensors")
+    assert all(t.isfinite().all() for t in tensors.values())
+    assert any(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n)
