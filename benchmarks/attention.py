@@ -54,8 +54,12 @@ def main() -> None:
             if round_:  # the first builds kernels
                 pairs.append(seconds["sdpa"] / seconds["eager"])
         middle = statistics.median(pairs)
-        results.append({"batch": batch, "length": length, "sdpa_over_eager": middle, "min": min(pairs), "max": max(pairs)})
-        print(f"{batch} × {length}: sdpa takes {middle:.2f}× eager's time ({min(pairs):.2f}–{max(pairs):.2f})", flush=True)
+        results.append(
+            {"batch": batch, "length": length, "sdpa_over_eager": middle, "min": min(pairs), "max": max(pairs)}
+        )
+        print(
+            f"{batch} × {length}: sdpa takes {middle:.2f}× eager's time ({min(pairs):.2f}–{max(pairs):.2f})", flush=True
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"results": results, "rounds": args.rounds, **provenance.record()}, indent=1) + "\n")
 

@@ -681,3 +681,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter
     tensors = load_file("mine/adapter_model.safetensors")
     assert all(t.isfinite().all() for t in tensors.values())
     assert any(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n)
+
+
+def test_evaluate_holds_out_the_rows_that_the_adapter_was_not_trained_on(
+    fw_cli: Cli, reviews: Path, llama: Path
+) -> None:
+    common = ("--data", reviews, "--dtype", "float32")
+    fw_cli("train", "--model", llama, *common, "--steps", 1, "--seed", 5, "--test-fraction", 0.2, "--out", "mine")
+    done = fw_cli("evaluate", "--adapter", "mine", *common, "--out", "p.jsonl")
+    assert done.code == 0, done.err
+    tested = [json.loads(line)["place"] for line in Path("p.jsonl").read_text().splitlines()]
+    own = fw.load_task(str(reviews), seed=5, test_fraction=0.2)
+    assert sorted(tested) == sorted(r.place for r in own.test)
+    every = fw_cli("evaluate", "--adapter", "mine", *common, "--split", "all")
+    assert "the ones that the adapter was trained on" in every.err
+
+
+def test_an_adapter_finds_its_base_again_from_another_folder(
+    fw_cli: Cli, reviews: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(llama, "base")
+    fw_cli("train", "--model", "base", "--data", reviews, "--steps", 1, "--dtype", "float32", "--out", "mine")
+    adapter = Path("mine").resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = fw_cli("generate", "--adapter", adapter, "--prompt", "a film", "--max-new-tokens", 2)
+    assert done.code == 0, done.err

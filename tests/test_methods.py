@@ -468,3 +468,11 @@ def test_a_loaded_p_tuning_goes_on_training_its_prompt_alone(tmp_path: Path) -> 
     assert [tuple(p.shape) for p in trainable(model)] == [(5, models.WIDTH)]
     model(**random_inputs(model)).logits.sum().backward()
     assert all(p.grad is not None for p in trainable(model))
+
+
+@pytest.mark.parametrize("method", [fw.LoRA(target_modules="v_proj"), fw.IA3(target_modules="v_proj")])
+def test_a_single_word_is_a_name_not_a_pattern(method: fw.Method) -> None:
+    model = FAMILIES["llama"]()
+    resolved = fw.attach(model, method)
+    assert resolved.target_modules == ("v_proj",)
+    assert all(path.endswith(".v_proj") for path in parts(model))

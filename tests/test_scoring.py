@@ -200,3 +200,17 @@ def test_the_majority_class_is_that_of_the_training_rows(tmp_path: Path) -> None
     score = majority(load_task(paths[0], test_data=paths[1]))
     assert set(score.predictions) == {"fine"}
     assert (score.correct, score.n) == (10, 30)
+
+
+@pytest.mark.parametrize("method", [None, fw.PromptTuning(num_virtual_tokens=5), fw.PrefixTuning(num_virtual_tokens=5)])
+def test_generating_stops_at_the_end_of_the_context(tmp_path: Path, method: fw.Method | None) -> None:
+    words = tiny.tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    config.eos_token_id = config.bos_token_id = None
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    base = fw.load_base(str(tmp_path), dtype="float32", device="cpu")
+    if method is not None:
+        fw.attach(base.model, method)
+    assert len(fw.generate(base, ["a film with a plot"], raw=True, max_new_tokens=100)) == 1

@@ -53,6 +53,8 @@ def save(
     if name not in attached(model):
         raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
     folder, method = Path(folder), attached(model)[name]
+    if base is not None and Path(base).expanduser().exists():
+        base = str(Path(base).expanduser().resolve())  # else the adapter would lose its base from another folder
     tensors = {
         method.key(path, key): tensor.detach().cpu().contiguous()
         for path, part in parts(model, name).items()

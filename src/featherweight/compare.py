@@ -88,7 +88,18 @@ def compare(
 
 def about(task: Task) -> dict[str, Any]:
     """What an adapter must know of its task to be used again: how rows are written and which labels there are."""
-    return {"kind": task.kind, "template": task.template, "labels": task.labels}
+    return {
+        "kind": task.kind,
+        "template": task.template,
+        "labels": task.labels,
+        "data": named_data(task.source),
+        "held_out": task.held_out,
+    }
+
+
+def named_data(source: str) -> str:
+    """A data set's name that means the same from every folder."""
+    return str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
 
 
 def baselines(base: Base, task: Task, writer: Writer, metric: str) -> list[str]:

@@ -21,7 +21,7 @@ from .adapter import Method, attach, attached, count, detach
 from .api import generate
 from .base import Base, load_base, load_config, pick_device, skeleton
 from .checkpoint import CONFIG, load, read_about, read_method, save
-from .compare import about, compare, run_fit
+from .compare import about, compare, named_data, run_fit
 from .compare import run_evaluate as evaluate_with_bar
 from .config import (
     CompareConfig,
@@ -99,6 +99,11 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
     saved = _check_adapter(config.adapter)
     labels = saved.get("labels") or None
+    if saved.get("data") == named_data(config.data) and config.test_data is None:
+        if config.split == "all":
+            note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
+        else:  # another seed would hold out other rows, most of which it has been trained on
+            config = config.model_copy(update=saved.get("held_out") or {})
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=config.split == "all")
     if config.out:
         _check_writable(config.out)

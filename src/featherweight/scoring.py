@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .adapter import attached
 from .base import Base
 from .engine.batches import collate, readable
 from .engine.loss import logits_at
@@ -163,6 +164,9 @@ def generate_from(base: Base, prompts: Sequence[list[int]], max_new_tokens: int,
     """Continue every prompt, greedily or by sampling, and decode what was added."""
     inputs = readable(base, prompts)
     inputs.pop("position_ids", None)  # `generate` counts them itself, and goes on counting
+    if not base.encoder_decoder:  # positions that a model has not learned do not exist
+        virtual = max((getattr(m, "num_virtual_tokens", 0) for m in attached(base.model).values()), default=0)
+        max_new_tokens = max(1, min(max_new_tokens, base.context - virtual - inputs["input_ids"].shape[1]))
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     out = base.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
     added = out if base.encoder_decoder else out[:, inputs["input_ids"].shape[1] :]

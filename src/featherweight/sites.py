@@ -85,6 +85,12 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     return {p: m for p, m in model.named_modules() if p and ".parts." not in f".{p}."}
 
 
+def named(target_modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """A plain word is one name, not a regular expression for a whole path; `all-linear` stays what it is."""
+    plain = isinstance(target_modules, str) and re.fullmatch(r"[\w.]+", target_modules)
+    return (target_modules,) if plain else target_modules  # type: ignore[return-value]
+
+
 def linear_sites(model: Any, target_modules: str | tuple[str, ...]) -> list[str]:
     """Paths of the linear layers that `target_modules` names. One error lists near misses and what exists."""
     base = _candidates(model)

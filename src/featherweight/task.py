@@ -48,6 +48,8 @@ class Task:
     test: list[Row]
     labels: list[str] = field(default_factory=list)
     template: str = ""
+    held_out: dict[str, Any] = field(default_factory=dict)
+    """How the test rows were held out (seed, test_fraction), where they were."""
 
     @property
     def instruction(self) -> str:
@@ -79,7 +81,7 @@ def load_task(
     splits = data.read(source)
     main = splits.get("train") or next(iter(splits.values()))
     reader = _Reader(main, text_column, label_column, prompt_column, response_column, template, labels)
-    rows = reader.rows(main)
+    rows, made = reader.rows(main), dict[str, Any]()
     if test_only:
         train, test = [], reader.rows(splits["test"]) if "test" in splits else rows
     elif test_data is not None:
@@ -87,14 +89,15 @@ def load_task(
     elif held_out := splits.get("test") or splits.get("validation"):
         train, test = rows, reader.rows(held_out)
     else:
-        train, test = split(rows, test_fraction, seed)
+        made = {"seed": seed, "test_fraction": test_fraction}
+        train, test = split(rows, **made)
     if test_rows is not None:
         test = _sample(test, test_rows, seed)
     known: list[str] = []
     if reader.label_column:
         known = list(labels) if labels else sorted({r.answer for r in train or test})
         _check_labels(known, source)
-    task = Task(reader.kind, source, _labelled(train, known), _labelled(test, known), known, reader.template)
+    task = Task(reader.kind, source, _labelled(train, known), _labelled(test, known), known, reader.template, made)
     if not task.test:
         raise InputError(f"data: {source} leaves no rows to test on; give more rows, --test-fraction or --test-data")
     if not test_only and not task.train:

@@ -58,7 +58,7 @@ class IA3(Method):
         if self.target_modules is None:
             targets, inputs = sites.default_ia3_targets(model)
         else:
-            targets, inputs = self.target_modules, self.feedforward_modules or ()  # type: ignore[assignment]
+            targets, inputs = sites.named(self.target_modules), sites.named(self.feedforward_modules or ())  # type: ignore[assignment]
         found = sites.linear_sites(model, targets)
         transposed = isinstance(model.get_submodule(found[0]), sites.Conv1D)
         return replace(self, target_modules=targets, feedforward_modules=inputs, fan_in_fan_out=transposed)
