@@ -32,8 +32,8 @@ GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
     ("lora", {}, (1e-3, 2e-3, 5e-3, 1e-2)),
     ("ia3", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
     # Does the start matter?
-    ("p_tuning", {"init_text": None}, (3e-3,)),
     ("prefix_tuning", {"init_weights": None}, (1e-2,)),
+    ("p_tuning", {"init_text": None}, (3e-3,)),
     ("prompt_tuning", {"prompt_tuning_init": "RANDOM"}, (3e-2,)),
     ("prompt_tuning", {"prompt_tuning_init": "SAMPLE_VOCAB"}, (3e-2,)),
 ]

@@ -181,7 +181,7 @@ def test_steps_from_one_side_replace_epochs_from_the_other() -> None:
     assert merge(TrainConfig, {"epochs": 2}, {"steps": 5}).epochs is None
     config = merge(TrainConfig, {"steps": 5}, {"epochs": 2.0})
     assert (config.steps, config.steps_for(40)) == (None, 10)
-    assert merge(TrainConfig, {}, {}).steps_for(40) == 120
+    assert merge(TrainConfig, {}, {}).steps_for(40) == 100
 
 
 @pytest.mark.parametrize(("recipe", "flags"), [({}, {"steps": 1, "epochs": 1.0}), ({"steps": 1, "epochs": 1.0}, {})])

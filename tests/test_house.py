@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -68,3 +69,12 @@ def test_no_device_is_spelled_out_in_the_engine():
 
 def test_a_part_that_adds_nothing_is_the_call_itself():
     assert Part()(lambda x, y=0: x + y, 2, y=3) == 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_rate_is_the_best_of_the_stored_search(name):
+    trials = [json.loads(line) for line in (ROOT / "benchmarks/results/tune.jsonl").read_text().splitlines()]
+    own = [t for t in trials if t["method"] == name and t["options"] == {}]
+    assert len(own) >= 4
+    best = max(own, key=lambda t: t["validation_accuracy"])
+    assert method_class(name).learning_rate == best["lr"]

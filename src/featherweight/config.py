@@ -64,7 +64,7 @@ class DataConfig(Config):
 class TrainingConfig(DataConfig):
     """How to train."""
 
-    steps: Positive | None = Field(None, description="Optimiser steps (120 unless --epochs is given).")
+    steps: Positive | None = Field(None, description="Optimiser steps (100 unless --epochs is given).")
     epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
     batch_size: Positive = Field(8, description="Rows per step.")
     lr: float | None = Field(
@@ -83,7 +83,7 @@ class TrainingConfig(DataConfig):
         """The number of steps for a training set of this size."""
         if self.epochs is not None:
             return max(1, round(self.epochs * rows / self.batch_size))
-        return self.steps or 120
+        return self.steps or 100
 
 
 class TrainConfig(TrainingConfig):

@@ -22,7 +22,7 @@ from .memory import peak_bytes, reset_peak
 class Settings:
     """How to train. Units: steps are optimiser updates, rates are per update."""
 
-    steps: int = 120
+    steps: int = 100
     batch_size: int = 8
     lr: float = 1e-3
     warmup: float = 0.06

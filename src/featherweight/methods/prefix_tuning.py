@@ -43,7 +43,7 @@ class PrefixTuning(Method):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     title: ClassVar[str] = "Prefix-Tuning"
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-3
 
     num_virtual_tokens: int = 20
     """Number of learned past positions."""

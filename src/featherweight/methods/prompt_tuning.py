@@ -40,7 +40,7 @@ class PromptTuning(Method):
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     title: ClassVar[str] = "Prompt Tuning"
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
-    learning_rate: ClassVar[float] = 3e-2
+    learning_rate: ClassVar[float] = 1e-1
 
     num_virtual_tokens: int = 20
     """Length of the learned prompt."""
