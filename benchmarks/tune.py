@@ -4,7 +4,8 @@ Every method gets the same small search on the default model and data: a grid of
 choice of initialisation, its variants. Accuracy is taken on 400 validation rows that are cut from the training side;
 the test rows of `compare` are never looked at. One JSON line per trial is appended at once; done trials are skipped.
 
-    python benchmarks/tune.py --out benchmarks/results/tune.jsonl
+    python benchmarks/tune.py --out benchmarks/results/tune.jsonl            # two minutes a trial on 2 cores
+    python benchmarks/tune.py --out benchmarks/results/tune.jsonl --table    # only print what is there, as Markdown
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
     ("prompt_tuning", {}, (1e-2, 3e-2, 1e-1, 3e-1)),
     ("p_tuning", {}, (1e-3, 3e-3, 1e-2)),
     ("prefix_tuning", {}, (1e-3, 3e-3, 1e-2, 3e-2)),
-    ("lora", {}, (1e-3, 2e-3, 5e-3, 1e-2)),
+    ("lora", {}, (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)),
     ("ia3", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
     # Does the start matter?
     ("prefix_tuning", {"init_weights": None}, (1e-2,)),
@@ -39,6 +40,32 @@ GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
 ]
 
 
+def table(trials: list[dict[str, Any]]) -> str:
+    """The finished trials, by method and rate; the best rate of each method's default form is bold."""
+    best = {}
+    for t in trials:
+        if (
+            t["options"] == {}
+            and t["validation_accuracy"] > best.get(t["method"], {"validation_accuracy": 0})["validation_accuracy"]
+        ):
+            best[t["method"]] = t
+    lines = [
+        "| method | options | learning rate | validation accuracy [95 %] | loss, last 20 steps |",
+        "|---|---|---|---|---|",
+    ]
+    for t in sorted(
+        trials, key=lambda t: (t["method"], json.dumps(t["options"]) != "{}", json.dumps(t["options"]), t["lr"])
+    ):
+        mark = "**" if best.get(t["method"]) is t else ""
+        options = ", ".join(f"{k}={v}" for k, v in t["options"].items()) or "–"
+        low, high = t["interval"]
+        lines.append(
+            f"| {t['method']} | {options} | {mark}{t['lr']:g}{mark} | {mark}{t['validation_accuracy']:.1%}{mark} "
+            f"[{low:.1%}, {high:.1%}], n = {t['n']} | {t['last_loss']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the trials that the output file does not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,8 +73,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rows", type=int, default=400, help="validation rows")
+    parser.add_argument("--table", action="store_true", help="print the finished trials and run none")
     args = parser.parse_args()
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.table:
+        print(table(done))
+        return
     seen = {(d["method"], json.dumps(d["options"], sort_keys=True), d["lr"], d["steps"]) for d in done}
 
     base = fw.load_base()

@@ -39,7 +39,7 @@ class LoRA(Method):
     peft_type: ClassVar[str] = "LORA"
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
-    learning_rate: ClassVar[float] = 2e-3
+    learning_rate: ClassVar[float] = 1e-3
 
     r: int = 8
     """Rank of the correction."""
