@@ -78,3 +78,7 @@ def test_the_default_rate_is_the_best_of_the_stored_search(name):
     assert len(own) >= 3
     best = max(own, key=lambda t: t["validation_accuracy"])
     assert method_class(name).learning_rate == best["lr"]
+
+
+def test_the_readme_shows_the_table_that_was_stored():
+    assert (ROOT / "benchmarks/results/default/table.md").read_text() in (ROOT / "README.md").read_text()

@@ -96,7 +96,7 @@ def evaluate(
         chosen = order[start : start + batch_size]
         rows = [examples[i] for i in chosen]
         clock = time.perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad():
             if metric == "labels":
                 best = label_scores(base, rows, label_ids).argmax(dim=1).tolist()
                 texts = [task.labels[b] for b in best]
@@ -182,7 +182,7 @@ def mean_loss(base: Base, task: Task, writer: Writer, batch_size: int = EVAL_BAT
     base.model.eval()
     for start in range(0, len(examples), batch_size):
         batch = collate(base, examples[start : start + batch_size])
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = logits_at(base.model, batch.inputs, batch.where)
             total += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
         n += len(batch.targets)

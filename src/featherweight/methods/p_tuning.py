@@ -6,7 +6,7 @@ them through a reparametrisation — a small MLP over trainable embeddings e —
     P_i = MLP(e_i)        MLP: width → h → h → width, ReLU        y = model([P; E(x)])
 
 The network starts where a text is: its last layer is fitted so that the first P are the embeddings of the task's own
-instruction. From the usual random start P is noise, and most of a short training goes into becoming words at all.
+instruction. (From the usual random start the first P is noise; benchmarks/results/tune.md has both.)
 
 After training only P is kept: the network is scaffolding. (So a loaded adapter has the same output but goes on
 training as plain Prompt Tuning; HF PEFT's format has it so.)

@@ -5,15 +5,16 @@ embeddings P directly by gradient descent and prepend them to every input:
 
     y = model([P; E(x)])
 
-P starts as the embeddings of a text (ours: the task's own instruction) or of words drawn from the vocabulary; vectors
-that look like nothing the model has seen learn far more slowly.
+P starts as the embeddings of a text (ours: the task's own instruction) or of words drawn from the vocabulary, which the
+paper (section 3.2) finds better than random vectors, most of all on small models.
 
 Paper: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691.
 
 Trainable parameters: num_virtual_tokens × width. In an encoder–decoder HF PEFT counts and stores twice that, though
 only the encoder's half is ever used; we keep its count and format.
 When to use it: many tasks served by one model in one batch; the smallest files of all.
-When not: small models (the paper's gap to fine-tuning closes only near 10B parameters), few steps.
+When not: the paper's gap to full fine-tuning closes only near 10B parameters, so on a small model measure first (on the
+default task it is level with the others).
 What it costs: every row grows by num_virtual_tokens, in training and for ever after. It takes a high learning rate.
 """
 

