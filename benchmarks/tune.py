@@ -42,7 +42,7 @@ GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
 
 def table(trials: list[dict[str, Any]]) -> str:
     """The finished trials, by method and rate; the best rate of each method's default form is bold."""
-    best = {}
+    best: dict[str, dict[str, Any]] = {}
     for t in trials:
         if (
             t["options"] == {}

@@ -400,7 +400,7 @@ def test_a_regular_expression_matches_whole_paths() -> None:
 
 
 def test_a_regular_expression_that_matches_nothing_or_is_broken_is_refused() -> None:
-    with pytest.raises(fw.InputError, match=r"no module 'layers\\..\*'"):
+    with pytest.raises(fw.InputError, match="this model has no module 'layers"):
         fw.attach(models.llama(), fw.LoRA(target_modules=r"layers\..*"))
     with pytest.raises(fw.InputError, match="not a valid regular expression"):
         fw.attach(models.llama(), fw.LoRA(target_modules="(q_proj"))
