@@ -22,7 +22,7 @@ import featherweight as fw
 from featherweight import provenance
 
 TRIALS: list[tuple[Any, float]] = [
-    (fw.LoRA(r=16, lora_alpha=32, target_modules="all-linear"), 1e-2),
+    (fw.LoRA(r=16, lora_alpha=32, target_modules="all-linear"), 2e-3),
     (fw.IA3(), 1e-1),
     (fw.PrefixTuning(), 1e-1),
     (fw.PromptTuning(), 1e-1),

@@ -395,7 +395,7 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_training
     fw_cli: Cli, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, llama: Path
 ) -> None:
     monkeypatch.setattr("featherweight.tokens.Writer.answer", lambda self, text: [7])
-    monkeypatch.setattr(run, "run_fit", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(run, "fit_with_bar", lambda *_: pytest.fail("it was trained"))
     data = tiny.write(in_tmp / "a.csv", tiny.reviews())
     result = fw_cli("train", "--model", llama, "--data", data, "--dtype", "float32")
     assert result.code == 2
@@ -610,10 +610,14 @@ def test_classification_can_be_compared_by_exact_match_too(fw_cli: Cli, reviews:
 def test_cut_texts_are_counted_and_reported(fw_cli: Cli, in_tmp: Path, llama: Path) -> None:
     rows = [{**r, "text": r["text"] * (8 if i < 20 else 1)} for i, r in enumerate(tiny.reviews())]
     data = tiny.write(in_tmp / "long.csv", rows)
+    test = tiny.write(
+        in_tmp / "test.csv", [{"text": "never seen " * 30, "label": "bad"}, {"text": "short", "label": "fine"}]
+    )
     result = fw_cli(
-        "train", "--model", llama, "--data", data, "--test-data", data, "--steps", 1, "--max-length", 32, "--dtype", "float32"
+        "train", "--model", llama, "--data", data, "--test-data", test, "--steps", 1, "--max-length", 32, "--dtype", "float32"
     )  # fmt: skip
     assert "20 of 60 rows were longer than 32 tokens and were cut" in result.err
+    assert "1 of 2 test rows were longer than 32 tokens and were cut" in result.err
 
 
 # --- Ctrl-C and divergence ------------------------------------------------------------------------------------------
@@ -708,3 +712,70 @@ def test_an_adapter_finds_its_base_again_from_another_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = fw_cli("generate", "--adapter", adapter, "--prompt", "a film", "--max-new-tokens", 2)
     assert done.code == 0, done.err
+
+
+def test_an_adapter_trained_with_a_test_file_is_evaluated_on_it_not_on_its_training_rows(
+    fw_cli: Cli, reviews: Path, llama: Path, in_tmp: Path
+) -> None:
+    test = tiny.write(in_tmp / "test.csv", [{"text": f"new {i}", "label": tiny.LABELS[i % 3]} for i in range(6)])
+    common = ("--data", reviews, "--dtype", "float32")
+    fw_cli("train", "--model", llama, *common, "--test-data", test, "--steps", 1, "--out", "mine")
+    done = fw_cli("evaluate", "--adapter", "mine", *common, "--out", "p.jsonl")
+    assert done.code == 0, done.err
+    assert all(json.loads(line)["place"].startswith(str(test)) for line in Path("p.jsonl").read_text().splitlines())
+
+
+def test_another_file_is_evaluated_whole(fw_cli: Cli, adapter: Path, in_tmp: Path) -> None:
+    data = tiny.write(in_tmp / "new.csv", tiny.reviews(9))
+    assert "n = 9" in fw_cli("evaluate", "--adapter", adapter, "--data", data).out
+
+
+def test_a_recipe_serves_several_verbs_and_a_slip_in_it_is_found(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    recipe = Path("all.toml")
+    recipe.write_text(f"model = '{llama}'\ndata = '{reviews}'\nsteps = 1\ndtype = 'float32'\n")
+    assert fw_cli("train", "--recipe", recipe).code == 0
+    assert fw_cli("evaluate", "--recipe", recipe).code == 0
+    recipe.write_text("stepz = 1\n")
+    assert "'stepz' is not a setting here; did you mean 'steps'" in complaint(fw_cli("train", "--recipe", recipe))
+
+
+def test_an_option_of_a_method_that_does_not_run_is_checked_too(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    result = fw_cli("train", "--method", "ia3", "--set", "lora.rr=3", "--model", llama, "--data", reviews)
+    assert "lora has no option 'rr'" in complaint(result)
+
+
+def test_training_in_float16_is_refused_before_the_model_loads(
+    fw_cli: Cli, reviews: Path, llama: Path, no_model: None
+) -> None:
+    message = complaint(fw_cli("train", "--model", llama, "--data", reviews, "--dtype", "float16"))
+    assert "train in bfloat16 or float32" in message
+
+
+def test_methods_gives_typical_sizes_without_a_model(fw_cli: Cli) -> None:
+    listed = fw_cli("methods").out
+    for trained in ("460,800", "11,520", "176,192", "230,400", "57,600"):
+        assert f"parameters, {trained} of them trained" in listed
+
+
+def test_a_comparison_says_which_classes_are_never_answered(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    fw_cli(
+        "compare",
+        "--model",
+        llama,
+        "--data",
+        reviews,
+        "--methods",
+        "ia3",
+        "--steps",
+        1,
+        "--dtype",
+        "float32",
+        "--out",
+        "t",
+    )
+    [row] = [json.loads(line) for line in Path("t/rows.jsonl").read_text().splitlines()]
+    never = set(tiny.LABELS) - set(row["predictions"])
+    table = Path("t/table.md").read_text()
+    assert all(f"no method answers {label!r}" in table for label in never)
+    assert "macro-F1: (IA)³" in table
+    assert "the whole command took" in table

@@ -191,7 +191,8 @@ def test_a_given_test_file_is_used_whole(tmp_path: Path) -> None:
     train = tiny.write(tmp_path / "train.csv", tiny.reviews())
     test = tiny.write(tmp_path / "test.jsonl", tiny.reviews(7))
     task = load_task(str(train), test_data=str(test))
-    assert len(task.train) == 60
+    assert (len(task.train), task.leaked) == (53, 7)  # its seven texts are not trained on
+    assert not {r.spans[0] for r in task.train} & {r.spans[0] for r in task.test}
     assert [r.place for r in task.test] == [f"{test}:{i}" for i in range(1, 8)]
 
 
@@ -273,3 +274,11 @@ def test_split_puts_the_wanted_share_of_groups_aside(tmp_path: Path) -> None:
         train, test = split(rows, fraction, 0)
         assert len(test) == round(300 * fraction)
         assert sorted(r.place for r in train + test) == sorted(r.place for r in rows)
+
+
+def test_an_instructions_input_is_part_of_its_prompt(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add.", "input": f"{i} and 1", "output": str(i + 1)} for i in range(20)]
+    task = load_task(str(tiny.write(tmp_path / "alpaca.jsonl", rows)))
+    assert task.kind == "instructions"
+    assert len(task.train) + len(task.test) == 20
+    assert all(r.spans[0][0].startswith("Add.\n\n") for r in task.train)

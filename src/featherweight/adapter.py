@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -89,10 +89,11 @@ class Method:
 
 @dataclass
 class _Attached:
-    """What `attach` remembers on the model: its methods, which of them run, and the parameters that it froze."""
+    """What `attach` remembers on the model: its methods, which of them run, what is known of them, and what it froze."""
 
     methods: dict[str, Method] = field(default_factory=dict)
     live: tuple[str, ...] = ()
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     frozen: list[nn.Parameter] = field(default_factory=list)
 
 
@@ -135,6 +136,8 @@ def attach(
     Returns the resolved method: the one whose fields say which modules were really targeted.
     Raises `InputError` when no site matches or the name is taken; the model is then as it was.
     """
+    if not name.isidentifier():
+        raise InputError(f"an adapter's name must be a word of letters, digits and _, not {name!r}")
     if name in attached(model):
         raise InputError(f"an adapter named {name!r} is already attached; detach it or choose another name")
     method = method.resolve(model, encode)
@@ -163,6 +166,12 @@ def sites(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if _is_site(m)]
 
 
+def living(model: nn.Module) -> tuple[str, ...]:
+    """The names of the adapters that run."""
+    state: _Attached | None = getattr(model, "_featherweight", None)
+    return state.live if state else ()
+
+
 def live(model: nn.Module, *names: str) -> None:
     """Choose which adapters run: none is the plain base, several are composed, the first innermost."""
     if unknown := [n for n in names if n not in attached(model)]:
@@ -179,6 +188,7 @@ def detach(model: nn.Module, name: str = "default") -> None:
         raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
     state: _Attached = model.__dict__["_featherweight"]
     del state.methods[name]
+    state.facts.pop(name, None)
     state.live = tuple(n for n in state.live if n != name)
     for site in sites(model):
         parts = site.get_submodule("parts")
@@ -191,6 +201,16 @@ def detach(model: nn.Module, name: str = "default") -> None:
         for p in state.frozen:
             p.requires_grad_(True)
         del model.__dict__["_featherweight"]
+
+
+def remember(model: nn.Module, name: str = "default", **known: Any) -> None:
+    """Keep facts about an adapter with it (its base, template, labels): `save` writes them beside it."""
+    model.__dict__["_featherweight"].facts.setdefault(name, {}).update(known)
+
+
+def facts(model: nn.Module, name: str = "default") -> dict[str, Any]:
+    """What `remember` kept."""
+    return dict(model.__dict__["_featherweight"].facts.get(name, {})) if name in attached(model) else {}
 
 
 def parts(model: nn.Module, name: str = "default") -> dict[str, Part]:
@@ -226,6 +246,6 @@ def rewind(model: nn.Module, tensors: list[Tensor], name: str = "default") -> No
 
 
 __all__ = [
-    "Method", "Part", "attach", "attached", "count", "detach", "live", "parts", "replace", "rewind", "sites",
+    "Method", "Part", "attach", "attached", "count", "detach", "facts", "live", "living", "parts", "remember", "rewind", "sites",
     "snapshot", "trainable",
 ]  # fmt: skip

@@ -7,21 +7,28 @@ from typing import Any
 
 import torch
 
-from .adapter import attach as attach_to
-from .adapter import attached
+from .adapter import Method, attach, attached, facts, remember
 from .base import Base
 from .engine.train import Report, Settings, fit
 from .errors import InputError
 from .scoring import EVAL_BATCH, Score, generate_from
 from .scoring import evaluate as score
 from .task import Row, Task, pieces
-from .tokens import writer_for
+from .tokens import Writer, writer_for
+
+
+def begin(base: Base, method: Method, task: Task, writer: Writer, *, seed: int = 0, name: str = "default") -> Method:
+    """Attach a method to learn a task: seeded, starting from the task's instruction, knowing what `save` should tell."""
+    torch.manual_seed(seed)
+    method = attach(base.model, method.starting_from(task.instruction), name, encode=writer.plain)
+    remember(base.model, name, base=base.name, dtype=str(base.model.dtype).removeprefix("torch."), **task.about)
+    return method
 
 
 def train(
     base: Base,
     task: Task,
-    method: Any = None,
+    method: Method | None = None,
     *,
     name: str = "default",
     lr: float | None = None,
@@ -37,15 +44,16 @@ def train(
     """
     methods = [method] if method is not None else attached(base.model).values()
     writer = writer_for(base, max_length, task.labels, methods)
-    examples, _ = writer.examples(task.train)
+    examples, cut = writer.examples(task.train)
     if method is not None:
-        torch.manual_seed(seed)
-        method = attach_to(base.model, method.starting_from(task.instruction), name, encode=writer.plain)
+        begin(base, method, task, writer, seed=seed, name=name)
     elif name not in attached(base.model):
         raise InputError("nothing to train: pass a method, such as LoRA(r=8)")
     method = attached(base.model)[name]
     chosen = Settings(lr=lr if lr is not None else method.learning_rate, seed=seed, **settings)
-    return fit(base, examples, chosen, name=name, on_step=on_step)
+    report = fit(base, examples, chosen, name=name, on_step=on_step)
+    report.cut = cut
+    return report
 
 
 def evaluate(
@@ -65,11 +73,12 @@ def generate(
     temperature: float = 0.0,
     raw: bool = False,
 ) -> list[str]:
-    """Texts that follow the prompts. `about` is an adapter's `featherweight.json`: a prompt is written as it was trained.
+    """Texts that follow the prompts. A prompt is written as the adapter was trained, which
+    `about` says (an adapter's `featherweight.json`; by default what the attached one knows of itself).
 
     Without it the model's chat template is used where it has one; `raw` sends the text as it is.
     """
-    about = about or {}
+    about = facts(base.model) if about is None else about
     writer = writer_for(base, None, methods=attached(base.model).values())
     ids = []
     for prompt in prompts:
@@ -84,6 +93,8 @@ def generate(
         elif raw:
             row = Row(((prompt, False), ("", True)), "", "prompt")
         else:
+            if about.get("kind") == "instructions":
+                prompt = about["template"].replace("{prompt}", prompt)
             chat = ({"role": "user", "content": prompt}, {"role": "assistant", "content": ""})
             row = Row(((prompt, False), ("", True)), "", "prompt", messages=chat)
         ids.append(writer.prompt(row))

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ class Base:
     def context(self) -> int:
         """The longest row it can read, in tokens."""
         config = self.model.config
+        config = config if config.is_encoder_decoder else config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         return int(limit or 1_000_000)  # T5 has relative positions: no limit
 
@@ -60,26 +60,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where this device multiplies it faster than float32 (some CPUs emulate it), else float32."""
+    """`auto`: on a CPU the faster of bfloat16 and float32, measured (some emulate bfloat16); elsewhere bfloat16 if it has it."""
     if name != "auto":
         if name not in DTYPES:
             raise InputError(f"dtype {name!r} is unknown; there are: auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    return min((torch.bfloat16, torch.float32), key=lambda dtype: _matmul_seconds(dtype, device))
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu":
+        return torch.bfloat16
+    return min((torch.bfloat16, torch.float32), key=_matmul_seconds)
 
 
-def _matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    try:
-        a = torch.ones(256, 512, dtype=dtype, device=device)
-        b = torch.ones(512, 512, dtype=dtype, device=device)
-        seconds = []
-        for _ in range(6):
-            start = time.perf_counter()
-            float((a @ b)[0, 0])  # waits for an accelerator too
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-    except RuntimeError:  # a type that this device does not have
-        return float("inf")
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def _source(name: str) -> tuple[str, dict[str, Any]]:
@@ -185,25 +185,35 @@ def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "aut
     from transformers.utils import logging
 
     place = pick_device(device)
+    kind = pick_dtype(dtype, place)
     source, extra = _source(name)
     config = load_config(name)
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
         if extra:
             extra |= _dequantised()
-        model = _auto_class(config).from_pretrained(
-            source, dtype=pick_dtype(dtype, place), use_safetensors=None if extra else True, **extra
+        model, loading = _auto_class(config).from_pretrained(
+            source, dtype=kind, use_safetensors=None if extra else True, output_loading_info=True, **extra
         )
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise _explain(name, e) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(
+            f"model {name!r}: its file lacks {missing[0]} ({len(missing)} tensors in all), which would stay random; "
+            f"is it a language model that writes text ({type(model).__name__})?"
+        )
     _restore_untied_head(model, source)
     if extra:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None
         with suppress(AttributeError):
             del model.config.quantization_config
-    # For short rows on a CPU plain matrix products are faster than the fused kernel (docs/engine.md has the figures).
+    # For short rows on a CPU plain matrix products are faster than the fused kernel (benchmarks/attention.py).
     if place.type == "cpu":
         with suppress(ValueError, KeyError):
             model.set_attn_implementation("eager")
@@ -231,19 +241,25 @@ def _dequantised() -> dict[str, Any]:
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that tell one base from another: names, shapes and a sample of every frozen tensor.
+    """Tells one base from another: `names-values`, hashes of names and shapes and of a sample of every frozen tensor.
 
-    Values are rounded to bfloat16 first, so that the same base in another precision has the same fingerprint.
+    Values are rounded to bfloat16 first, so that a base has the same fingerprint in float32 and bfloat16. float16 rounds
+    differently: its values are left out, as `names-float16`.
     """
-    digest = hashlib.sha256()
+    names, values = hashlib.sha256(), hashlib.sha256()
+    half = False
     for name, p in model.named_parameters():
         if ".parts." in f".{name}":
             continue
-        digest.update(f"{name}{tuple(p.shape)}".encode())
+        names.update(f"{name}{tuple(p.shape)}".encode())
+        half = half or p.dtype == torch.float16
         if p.is_floating_point() and not p.is_meta:
             sample = p.flatten()[:: max(1, p.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
-            digest.update(sample.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            values.update(sample.cpu().numpy().tobytes())
+    return f"{names.hexdigest()[:8]}-{'float16' if half else values.hexdigest()[:8]}"
 
 
-warnings.filterwarnings("ignore", message=".*eager.*attention.*", module="transformers")
+def same_base(one: str, other: str) -> bool:
+    """Whether two fingerprints can be of the same base."""
+    (names, values), (other_names, other_values) = one.split("-"), other.split("-")
+    return names == other_names and (values == other_values or "float16" in (values, other_values))

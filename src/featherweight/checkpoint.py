@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adapter import Method, attach, attached, detach, parts
-from .base import fingerprint
+from .adapter import Method, attach, attached, detach, facts, parts, remember
+from .base import fingerprint, same_base
 from .errors import InputError, nearest
 from .methods import METHODS, method_class
 from .sites import is_encoder_decoder
@@ -31,7 +30,7 @@ CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "fea
 # Keys of HF PEFT's files that say where an adapter comes from or how it was initialised: they do not change its output.
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "peft_type",
-    "init_lora_weights", "init_ia3_weights", "init_weights", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "init_ia3_weights", "init_weights", "tokenizer_name_or_path", "tokenizer_kwargs",
     "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules", "encoder_hidden_size",
     "encoder_dropout", "encoder_num_layers", "prefix_projection", "megatron_core", "qalora_group_size",
 }  # fmt: skip
@@ -45,14 +44,17 @@ def save(
     base: str | None = None,
     about: dict[str, Any] | None = None,
 ) -> Path:
-    """Write adapter `name` to a folder that HF PEFT loads; the folder appears whole or not at all.
+    """Write adapter `name` to a folder that HF PEFT loads. Other files in the folder are left alone.
 
-    `base` is the base model's hub id or path, for `adapter_config.json`; `about` is kept in `featherweight.json`.
+    `base` is the base model's hub id or path, for `adapter_config.json`; `about` is kept in `featherweight.json`. What
+    `train` told of the adapter (its base, template, labels) is taken from there where it is not given.
     Raises `InputError` when the folder cannot be written.
     """
     if name not in attached(model):
         raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
     folder, method = Path(folder), attached(model)[name]
+    about = {**facts(model, name), **(about or {})}
+    base = base or about.get("base")
     if base is not None and Path(base).expanduser().exists():
         base = str(Path(base).expanduser().resolve())  # else the adapter would lose its base from another folder
     tensors = {
@@ -60,23 +62,16 @@ def save(
         for path, part in parts(model, name).items()
         for key, tensor in part.saved().items()
     }
-    ours = {"fingerprint": fingerprint(model), "base": base, **(about or {})}
+    ours = {**about, "base": base, "fingerprint": fingerprint(model)}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".saving-"))
-        stage.chmod(0o755)
-        try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+            stage = Path(staging)
             save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
             _write_json(stage / CONFIG, _config(model, method, base))
             _write_json(stage / OURS, ours)
-            for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if file.name not in (CONFIG, WEIGHTS, OURS):  # what a run keeps beside its adapter stays
-                    file.rename(stage / file.name)
-            if folder.exists():
-                shutil.rmtree(folder)
-            stage.rename(folder)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            for file in (WEIGHTS, OURS, CONFIG):  # all are written before the first is put in place
+                (stage / file).replace(folder / file)
     except OSError as e:
         raise InputError(f"cannot write the adapter to {folder}: {e.strerror or e}") from None
     return folder
@@ -133,10 +128,19 @@ def read_method(folder: str | Path) -> Method:
         )
     cls = classes[kind]
     fields = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("local")}
+    if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "orthogonal", "eva"):
+        raise InputError(
+            f"adapter: {folder / CONFIG}: init_lora_weights={config['init_lora_weights']!r} changes the base's weights, "
+            f"which is not supported; with HF PEFT, save it converted to plain LoRA first"
+        )
     beyond = [
         k
         for k, v in config.items()
-        if k not in fields and k not in _HARMLESS and v not in (None, False, "none") and v != [] and v != {}
+        if k not in fields
+        and k not in {*_HARMLESS, "init_lora_weights"}
+        and v not in (None, False, "none")
+        and v != []
+        and v != {}
     ]
     if beyond:
         raise InputError(
@@ -158,9 +162,10 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
     """
     folder = Path(folder)
     method = read_method(folder)
-    made_for, here = read_about(folder).get("fingerprint"), fingerprint(model)
-    if made_for is not None and made_for != here:
-        wanted = read_about(folder).get("base") or "an unnamed base"
+    about = read_about(folder)
+    made_for, here = about.get("fingerprint"), fingerprint(model)
+    if made_for is not None and not same_base(made_for, here):
+        wanted = about.get("base") or "an unnamed base"
         raise InputError(
             f"adapter: {folder} was made for another base: {wanted} (fingerprint {made_for}); this one has {here}"
         )
@@ -174,6 +179,7 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
     except Exception:
         detach(model, name)
         raise
+    remember(model, name, **{k: v for k, v in about.items() if k != "fingerprint"})
     return attached(model)[name]
 
 

@@ -7,25 +7,23 @@ The table on disk is rewritten after every row, so an interrupted comparison kee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from . import provenance, report
-from .adapter import Method, attach, attached, count, detach
+from .adapter import Method, attached, count, detach
+from .api import begin
 from .base import Base
 from .checkpoint import save
 from .engine.train import Report, Settings, fit
 from .methods import method_name
-from .progress import bar, mebibytes
+from .progress import bar, mebibytes, note
 from .scoring import Score, evaluate, majority
 from .task import Task
 from .tokens import Example, Writer
 
 
-def run_fit(base: Base, examples: Sequence[Example], settings: Settings, title: str) -> Report:
+def fit_with_bar(base: Base, examples: Sequence[Example], settings: Settings, title: str) -> Report:
     """Train the live adapter with a progress bar: loss, speed, memory, time left."""
     with bar(f"{title}: train", settings.steps) as progress:
 
@@ -39,13 +37,16 @@ def run_fit(base: Base, examples: Sequence[Example], settings: Settings, title: 
         return fit(base, examples, settings, on_step=on_step)
 
 
-def run_evaluate(base: Base, task: Task, writer: Writer, metric: str, title: str, batch_size: int = 32) -> Score:
+def evaluate_with_bar(base: Base, task: Task, writer: Writer, metric: str, title: str, batch_size: int = 32) -> Score:
     """Evaluate with a progress bar: accuracy so far, time left."""
     with bar(f"{title}: evaluate", len(task.test)) as progress:
-        return evaluate(
+        score = evaluate(
             base, task, writer, metric=metric, batch_size=batch_size,
             on_batch=lambda done, right: progress.update(done, f"accuracy {right / done:.1%}"),
         )  # fmt: skip
+    if score.cut:
+        note(f"{score.cut:,} of {score.n:,} test rows were longer than {writer.max_length} tokens and were cut")
+    return score
 
 
 def compare(
@@ -61,19 +62,18 @@ def compare(
 ) -> tuple[list[report.Line], list[str]]:
     """One `Line` per method, and notes: the untouched base and the majority class. Everything is saved in `folder`.
 
-    `lr` of None gives every method its own measured default. Ctrl-C ends the comparison: the adapter in training is saved as it is, and
-    the rows that are complete stay.
+    `lr` of None gives every method its own measured default. Ctrl-C ends the comparison: the adapter in
+    training is saved as it is, and the rows that are complete stay.
     """
     examples, _ = writer.examples(task.train)
     lines: list[report.Line] = []
     notes = baselines(base, task, writer, metric)
     for method in methods:
-        torch.manual_seed(settings.seed)
-        chosen = Settings(**{**asdict(settings), "lr": lr if lr is not None else method.learning_rate})
-        attach(base.model, method.starting_from(task.instruction), encode=writer.plain)
+        chosen = replace(settings, lr=lr if lr is not None else method.learning_rate)
+        begin(base, method, task, writer, seed=settings.seed)
         try:
-            result = run_fit(base, examples, chosen, method.title)
-            save(base.model, folder / method_name(method), base=base.name, about=about(task))
+            result = fit_with_bar(base, examples, chosen, method.title)
+            save(base.model, folder / method_name(method))
             if result.stopped == "interrupted":
                 raise KeyboardInterrupt
             lines.append(_row(base, task, writer, result, chosen, metric))
@@ -83,28 +83,28 @@ def compare(
         finally:
             detach(base.model)
             report.save(folder, lines, notes)
+    notes += blind_spots(lines, task)
     return lines, notes
 
 
-def about(task: Task) -> dict[str, Any]:
-    """What an adapter must know of its task to be used again: how rows are written and which labels there are."""
-    return {
-        "kind": task.kind,
-        "template": task.template,
-        "labels": task.labels,
-        "data": named_data(task.source),
-        "held_out": task.held_out,
-    }
-
-
-def named_data(source: str) -> str:
-    """A data set's name that means the same from every folder."""
-    return str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
+def blind_spots(lines: Sequence[report.Line], task: Task) -> list[str]:
+    """What an accuracy hides: macro-F1, and classes that no method ever answers."""
+    if not task.labels or not lines:
+        return []
+    notes = ["macro-F1: " + ", ".join(f"{line.method} {100 * line.macro_f1:.1f} %" for line in lines)]
+    answers = [row.answer for row in task.test]
+    for label in task.labels:
+        if share := answers.count(label) / len(answers):
+            blind = [line.method for line in lines if label not in line.predictions]
+            if blind:
+                who = "no method" if len(blind) == len(lines) else ", ".join(blind) + " never"
+                notes.append(f"{who} answers {label!r}, which {100 * share:.1f} % of the test rows are")
+    return notes
 
 
 def baselines(base: Base, task: Task, writer: Writer, metric: str) -> list[str]:
     """What there is to beat, in words: the untouched model and the most frequent answer."""
-    zero = run_evaluate(base, task, writer, metric, "untouched model")
+    zero = evaluate_with_bar(base, task, writer, metric, "untouched model")
     notes = [f"untouched model: {report.accuracy_cell(zero.correct, zero.n, zero.interval)}"]
     if task.labels:
         most = majority(task)
@@ -115,7 +115,7 @@ def baselines(base: Base, task: Task, writer: Writer, metric: str) -> list[str]:
 def _row(base: Base, task: Task, writer: Writer, result: Report, settings: Settings, metric: str) -> report.Line:
     method = attached(base.model)["default"]
     total, trained = count(base.model)
-    score = run_evaluate(base, task, writer, metric, method.title)
+    score = evaluate_with_bar(base, task, writer, metric, method.title)
     return report.Line(
         name=method_name(method), method=method.title, batch_size=settings.batch_size,
         total_params=total, trainable_params=trained, peak_bytes=result.peak_bytes,
@@ -123,5 +123,5 @@ def _row(base: Base, task: Task, writer: Writer, result: Report, settings: Setti
         eval_batches=score.batches, eval_seconds=score.seconds, eval_examples=score.n,
         correct=score.correct, accuracy=score.accuracy, interval=score.interval, macro_f1=score.macro_f1,
         metric=score.metric, lr=settings.lr, losses=result.losses, predictions=score.predictions,
-        stopped=result.stopped, provenance=provenance.record(),
+        stopped=result.stopped, provenance={**provenance.record(), "dtype": str(base.model.dtype), "device": str(base.device)},
     )  # fmt: skip

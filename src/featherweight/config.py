@@ -25,7 +25,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Config(BaseModel):
     """What all commands share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(MODEL, description="Base model: a hub id, a folder, a .gguf file, or the embedded default.")
     device: str = Field("auto", description="Where to run: auto, cpu, cuda, cuda:1, mps, xpu …")
@@ -109,7 +109,11 @@ class EvaluateConfig(DataConfig):
         None, description="Adapter folder (ours or HF PEFT's); without it the bare model is evaluated."
     )
     batch_size: Positive = Field(32, description="Rows per forward pass.")
-    split: Literal["test", "all"] = Field("test", description="test: the held-out rows; all: every row of --data.")
+    split: Literal["auto", "test", "all"] = Field(
+        "auto",
+        description="test: the rows that were held out; all: every row of --data; auto: test for the data that the adapter "
+        "was trained on, hub data and the default data, else all.",
+    )
     out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
 
 
@@ -124,6 +128,9 @@ class GenerateConfig(Config):
     max_new_tokens: Positive = Field(128, description="Longest answer in tokens.")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher values draw more freely.")
     raw: bool = Field(False, description="Send the text as it is: no chat template, no task template.")
+
+
+VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, EvaluateConfig, GenerateConfig)
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -150,6 +157,10 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
     for name, values in flags.get("options", {}).items():
         options.setdefault(name, {}).update(values)
     chosen = {**recipe, **flags, **({"options": options} if options else {})}
+    elsewhere = {
+        name for kind in VERBS for name in kind.model_fields
+    } - flags.keys()  # one recipe can serve several verbs
+    chosen = {k: v for k, v in chosen.items() if k in cls.model_fields or k not in elsewhere}
     if unknown := [k for k in chosen if k not in cls.model_fields]:
         raise InputError(f"{unknown[0]!r} is not a setting here; {nearest(unknown[0], cls.model_fields)}")
     if ("steps" in flags and "epochs" in flags) or ({"steps", "epochs"} <= recipe.keys() - flags.keys()):

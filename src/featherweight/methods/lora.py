@@ -11,7 +11,7 @@ Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arX
 rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
 
 Trainable parameters: r · (d_in + d_out) per adapted layer.
-When to use it: the safe first choice; close to full fine-tuning on most tasks, and it can be merged into W.
+When to use it: the safe first choice; the paper finds it level with full fine-tuning on most tasks.
 When not: when thousands of adapters must be tiny ((IA)³ and prompts are 10 times smaller).
 What it costs: two thin matrix products per adapted layer; the backward pass walks the whole model but computes
 no gradient for W. Memory is that of activations: gradients and Adam states are for the thin matrices only.
@@ -58,6 +58,8 @@ class LoRA(Method):
         """Check ranges."""
         if self.r < 1:
             yield f"r must be at least 1, not {self.r}"
+        if self.lora_alpha == 0:
+            yield "lora_alpha must not be 0: the correction would be multiplied by it"
         if not 0 <= self.lora_dropout < 1:
             yield f"lora_dropout must be in [0, 1), not {self.lora_dropout}"
 

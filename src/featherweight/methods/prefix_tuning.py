@@ -14,7 +14,7 @@ read this text. The paper's section 7.4 recommends the same.
 Paper: Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", arXiv:2101.00190.
 
 Trainable parameters: num_virtual_tokens × layers × 2 × (key–value heads × head size).
-When to use it: generation, few examples, one model serving many tasks; stronger than Prompt Tuning on small models.
+When to use it: generation, few examples, one model serving many tasks.
 When not: with very short contexts or quantised caches; with libraries that rebuild the cache.
 What it costs: attention over num_virtual_tokens more positions; no other layer sees longer rows, so it trains faster
 than Prompt Tuning. In an encoder–decoder the prefix sits in the decoder's self-attention, as in HF PEFT.
@@ -96,6 +96,7 @@ class PrefixTuning(Method):
 
 def _geometry(config: Any) -> tuple[int, int, int]:
     """(layers, key–value heads, head size) of a writing stack."""
+    config = config if config.is_encoder_decoder else config.get_text_config()
     heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
     layers = layers or config.num_hidden_layers
