@@ -1,7 +1,7 @@
 """Where the default learning rates and initialisations come from.
 
-Every method gets the same small search on the default model and data: a grid of rates, and where a method has a
-choice of initialisation, its variants. Accuracy is taken on 400 validation rows that are cut from the training side;
+Every method gets a small search on the default model and data: a grid of four or five rates, one seed, and where a
+method has a choice of initialisation, one trial of each variant. Accuracy is taken on 400 validation rows that are cut from the training side;
 the test rows of `compare` are never looked at. One JSON line per trial is appended at once; done trials are skipped.
 
     python benchmarks/tune.py --out benchmarks/results/tune.jsonl            # two minutes a trial on 2 cores
@@ -28,7 +28,7 @@ from featherweight.scoring import evaluate
 
 GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
     ("prompt_tuning", {}, (1e-2, 3e-2, 1e-1, 3e-1)),
-    ("p_tuning", {}, (1e-3, 3e-3, 1e-2)),
+    ("p_tuning", {}, (1e-3, 3e-3, 1e-2, 3e-2)),
     ("prefix_tuning", {}, (1e-3, 3e-3, 1e-2, 3e-2)),
     ("lora", {}, (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)),
     ("ia3", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
@@ -36,7 +36,6 @@ GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
     ("prefix_tuning", {"init_weights": None}, (1e-2,)),
     ("p_tuning", {"init_text": None}, (3e-3,)),
     ("prompt_tuning", {"prompt_tuning_init": "RANDOM"}, (3e-2,)),
-    ("prompt_tuning", {"prompt_tuning_init": "SAMPLE_VOCAB"}, (3e-2,)),
 ]
 
 
