@@ -1,8 +1,9 @@
 """Where the default learning rates and initialisations come from.
 
 Every method gets a small search on the default model and data: a grid of four or five rates, one seed, and where a
-method has a choice of initialisation, one trial of each variant. Accuracy is taken on 400 validation rows that are cut from the training side;
-the test rows of `compare` are never looked at. One JSON line per trial is appended at once; done trials are skipped.
+method has a choice of initialisation, a trial of the other one. Accuracy is taken on 400 validation rows that are cut
+from the training side; the test rows of `compare` are never looked at. One JSON line per trial is appended at once;
+done trials are skipped.
 
     python benchmarks/tune.py --out benchmarks/results/tune.jsonl            # two minutes a trial on 2 cores
     python benchmarks/tune.py --out benchmarks/results/tune.jsonl --table    # only print what is there, as Markdown
