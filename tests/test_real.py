@@ -38,7 +38,7 @@ def run(*command, cwd):
 
 def test_the_default_model_is_the_one_that_was_published(base):
     assert fw.count(base.model)[0] == 134_515_008
-    assert fingerprint(base.model) == "433de363ab2b3966"
+    assert fingerprint(base.model) == "7b5a4ed3-57854077"
     assert base.tokenizer.decode(base.tokenizer("The capital of France").input_ids) == "The capital of France"
 
 
