@@ -1,23 +1,22 @@
 #!/usr/bin/env bash
 # Both README commands as a newcomer runs them: a fresh clone, a fresh virtual environment and an empty cache for each; with times.
-# Without arguments both run, the first one first.
 #
 # The table that the first one makes is stored as benchmarks/results/default.
 #
-#     benchmarks/readme_commands.sh 2 1 > benchmarks/results/readme_commands.txt
+#     benchmarks/readme_commands.sh > benchmarks/results/readme_commands.txt
 set -euo pipefail
 repository="$(cd "$(dirname "$0")/.." && pwd)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-export XDG_CACHE_HOME="$work/cache"
 unset HF_HOME || true
 
 echo "commit $(git -C "$repository" rev-parse --short HEAD), $(date +%F), $(python3 --version), $(nproc) cores, $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs)"
-for block in ${*:-1 2}; do
+for block in 1 2; do
   git clone --quiet "$repository" "$work/clone$block"
   cd "$work/clone$block"
   command="$(awk -v wanted="$block" '/^```/ { inside = !inside; if (inside) n++; next } inside && n == wanted' README.md)"
   python3 -m venv "$work/venv$block"
+  export XDG_CACHE_HOME="$work/cache$block"
   start=$(date +%s)
   (source "$work/venv$block/bin/activate" && bash -euo pipefail -c "$command") > "$work/out$block" 2> "$work/err$block" || {
     tail -30 "$work/err$block" >&2

@@ -626,7 +626,12 @@ def test_cut_texts_are_counted_and_reported(fw_cli: Cli, in_tmp: Path, llama: Pa
 def interrupted(*args: object, when: str) -> tuple[int, str]:
     """Start a command line, press Ctrl-C when a line with `when` has appeared, and return its code and stderr."""
     command = [sys.executable, "-u", "-m", "featherweight.cli", *map(str, args)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+
+    def hear_it() -> None:  # a suite that was started in the background would pass on that it ignores Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=hear_it) as child:
         assert child.stderr is not None
         seen = []
         for line in child.stderr:
