@@ -3,7 +3,7 @@
 #
 # The table that the first one makes is stored as benchmarks/results/default.
 #
-#     benchmarks/readme_commands.sh > benchmarks/results/readme_commands.txt
+#     benchmarks/readme_commands.sh > benchmarks/results/readme_commands.txt    # or one of them: … 1
 set -euo pipefail
 repository="$(cd "$(dirname "$0")/.." && pwd)"
 work="$(mktemp -d)"
@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 unset HF_HOME || true
 
 echo "commit $(git -C "$repository" rev-parse --short HEAD), $(date +%F), $(python3 --version), $(nproc) cores, $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs)"
-for block in 1 2; do
+for block in ${*:-1 2}; do
   git clone --quiet "$repository" "$work/clone$block"
   cd "$work/clone$block"
   command="$(awk -v wanted="$block" '/^```/ { inside = !inside; if (inside) n++; next } inside && n == wanted' README.md)"
