@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,10 @@ def test_the_default_rate_is_the_best_of_the_stored_search(name):
 
 def test_the_readme_shows_the_table_that_was_stored():
     assert (ROOT / "benchmarks/results/default/table.md").read_text() in (ROOT / "README.md").read_text()
+
+
+def test_what_a_gguf_base_needs_comes_with_the_package():
+    """Transformers asks for accelerate only when it loads one; in development it hides behind peft."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[<>=]", line)[0] for line in needed}
+    assert {"gguf", "accelerate", "sentencepiece"} <= names
