@@ -74,13 +74,13 @@ def main() -> None:
                 "reloaded_predictions_equal": True, "total": total, "trainable": trained, **provenance.record(),
             }  # fmt: skip
             lines.append(json.dumps(line))
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text("\n".join(lines) + "\n")  # at once: a run that is cut off keeps what it has
             print(
                 f"{method.title:14} loss {line['first_loss']:.2f} → {line['last_loss']:.3f}, accuracy on the {len(rows)} "
                 f"training rows {untouched.accuracy:.1%} → {score.accuracy:.1%}",
                 flush=True,
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
