@@ -14,15 +14,18 @@ through the live parts. Nothing is renamed and no weight is touched, so a quanti
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import InputError
+from .sites import classifier_heads, whole_sites
 
 
 class Part(nn.Module):
@@ -40,6 +43,40 @@ class Part(nn.Module):
         """Take back what `saved` gave; shapes have been checked by then."""
         self.load_state_dict(tensors)
 
+    def merged(
+        self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None
+    ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"] | None]:
+        """The dense weight and bias with which the bare site would do what it does with this part."""
+        raise NotImplementedError
+
+
+class Retrained(Part):
+    """A trainable copy that runs instead of the frozen module: what `modules_to_save` names, such as a new task's head."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).float().requires_grad_(True)
+
+    def forward(self, call: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Leave `call` out. The copy works in its own type: a head is small, and its input may be bfloat16."""
+        own = next(self.module.parameters()).dtype
+        return self.module(x.to(own), *args, **kwargs).to(x.dtype)
+
+    def saved(self) -> dict[str, Tensor]:
+        """The module's tensors under the module's own names."""
+        return dict(self.module.state_dict())
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take them back."""
+        self.module.load_state_dict(tensors)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The copy takes the module's place."""
+        own = {k: v.detach().to(weight.dtype) for k, v in self.module.state_dict().items()}
+        if own.keys() - {"weight", "bias"}:
+            raise InputError("a retrained module can only be merged where it is one layer")
+        return own["weight"], own.get("bias")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -53,6 +90,9 @@ class Method:
     paper: ClassVar[str]
     learning_rate: ClassVar[float]
     """The default learning rate, measured per method by `benchmarks/tune.py`: one rate for all is unfair."""
+
+    modules_to_save: tuple[str, ...] | None = None
+    """Modules that are trained as a whole and saved with the adapter; by default a classifier's head, else none."""
 
     def __post_init__(self) -> None:
         if errors := list(self.errors()):
@@ -78,9 +118,23 @@ class Method:
         """Build the part for the site at `path`: initialised, in float32."""
         raise NotImplementedError
 
-    def config(self, model: nn.Module) -> dict[str, Any]:
-        """This method's part of `adapter_config.json`; `model` is for what HF PEFT wants to read of it."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("local")}
+    def penalty(self, parts: Mapping[str, Part]) -> Float[Tensor, ""] | None:
+        """What is added to the loss of every update, where the method has a regulariser."""
+        return None
+
+    def scheduled(self, steps: int) -> Method:
+        """The same method knowing that it is trained for `steps` updates: called once, before the first."""
+        return self
+
+    def after_step(self, parts: Mapping[str, Part], step: int) -> None:
+        """Called after update `step` (from 1), gradients still in place, by methods that change more than weights."""
+
+    def config(self, model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Any]:
+        """This method's part of `adapter_config.json`; `model` and `parts` are for what HF PEFT wants to read of them."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("local")}
+        if self.modules_to_save is None:
+            del told["modules_to_save"]  # not every method of HF PEFT knows the word
+        return told
 
     def key(self, path: str, name: str) -> str:
         """The on-disk name of tensor `name` of the part at `path`, as HF PEFT writes it."""
@@ -123,6 +177,13 @@ def _is_site(module: nn.Module) -> bool:
     return "parts" in module._modules and hasattr(type(module), "_live")
 
 
+def _check_name(model: nn.Module, name: str) -> None:
+    if not name.isidentifier():
+        raise InputError(f"an adapter's name must be a word of letters, digits and _, not {name!r}")
+    if name in attached(model):
+        raise InputError(f"an adapter named {name!r} is already attached; detach it or choose another name")
+
+
 def attach(
     model: nn.Module,
     method: Method,
@@ -136,12 +197,14 @@ def attach(
     Returns the resolved method: the one whose fields say which modules were really targeted.
     Raises `InputError` when no site matches or the name is taken; the model is then as it was.
     """
-    if not name.isidentifier():
-        raise InputError(f"an adapter's name must be a word of letters, digits and _, not {name!r}")
-    if name in attached(model):
-        raise InputError(f"an adapter named {name!r} is already attached; detach it or choose another name")
-    method = method.resolve(model, encode)
-    built = {path: method.part(model, path) for path in method.sites(model)}  # all, before any class is swapped
+    _check_name(model, name)
+    whole = classifier_heads(model) if method.modules_to_save is None else method.modules_to_save
+    method = replace(method.resolve(model, encode), modules_to_save=whole or None)
+    retrained = whole_sites(model, whole)
+    built: dict[str, Part] = {path: Retrained(model.get_submodule(path)) for path in retrained}
+    for path in method.sites(model):  # all are built before any class is swapped
+        if not any(f"{path}.".startswith(f"{head}.") for head in retrained):
+            built[path] = method.part(model, path)
 
     state: _Attached = model.__dict__.setdefault("_featherweight", _Attached())
     if not state.methods:
@@ -203,6 +266,27 @@ def detach(model: nn.Module, name: str = "default") -> None:
         del model.__dict__["_featherweight"]
 
 
+def rename(model: nn.Module, old: str, new: str) -> None:
+    """Give an adapter another name; it stays live if it was."""
+    _check_name(model, new)
+    if old not in attached(model):
+        raise InputError(f"no adapter named {old!r}; attached: {', '.join(attached(model)) or 'none'}")
+    state: _Attached = model.__dict__["_featherweight"]
+    state.methods = {new if n == old else n: m for n, m in state.methods.items()}
+    if old in state.facts:
+        state.facts[new] = state.facts.pop(old)
+    for site in sites(model):
+        own = site.get_submodule("parts")._modules
+        if old in own:
+            own[new] = own.pop(old)
+    live(model, *(new if n == old else n for n in state.live))
+
+
+def know(model: nn.Module, method: Method, name: str = "default") -> None:
+    """Put another version of an adapter's method in its place, such as one that knows its schedule; parts stay."""
+    model.__dict__["_featherweight"].methods[name] = method
+
+
 def remember(model: nn.Module, name: str = "default", **known: Any) -> None:
     """Keep facts about an adapter with it (its base, template, labels): `save` writes them beside it."""
     model.__dict__["_featherweight"].facts.setdefault(name, {}).update(known)
@@ -246,6 +330,6 @@ def rewind(model: nn.Module, tensors: list[Tensor], name: str = "default") -> No
 
 
 __all__ = [
-    "Method", "Part", "attach", "attached", "count", "detach", "facts", "live", "living", "parts", "remember", "rewind", "sites",
-    "snapshot", "trainable",
+    "Method", "Part", "Retrained", "attach", "attached", "count", "detach", "facts", "know", "live", "living", "parts", "remember",
+    "rename", "rewind", "sites", "snapshot", "trainable",
 ]  # fmt: skip

@@ -68,7 +68,7 @@ def save(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
             stage = Path(staging)
             save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
-            _write_json(stage / CONFIG, _config(model, method, base))
+            _write_json(stage / CONFIG, _config(model, name, base))
             _write_json(stage / OURS, ours)
             for file in (WEIGHTS, OURS, CONFIG):  # all are written before the first is put in place
                 (stage / file).replace(folder / file)
@@ -81,13 +81,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _config(model: nn.Module, method: Method, base: str | None) -> dict[str, Any]:
+def _config(model: nn.Module, name: str, base: str | None) -> dict[str, Any]:
+    method = attached(model)[name]
     config: dict[str, Any] = {
         "peft_type": method.peft_type,
         "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
-        **method.config(model),
+        **method.config(model, parts(model, name)),
     }
     if "prompt_tuning_init" in config:
         # HF PEFT insists on a name for a prompt that started from text, though it never opens it to load one.

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .demo import DATA, MODEL
 from .errors import InputError, nearest
-from .methods import METHODS
+from .methods import METHODS, REFERENCE
 
 C = TypeVar("C", bound="Config")
 Positive = Annotated[int, Field(gt=0)]
@@ -66,7 +66,10 @@ class TrainingConfig(DataConfig):
 
     steps: Positive | None = Field(None, description="Optimiser steps (100 unless --epochs is given).")
     epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
-    batch_size: Positive = Field(8, description="Rows per step.")
+    batch_size: Positive = Field(8, description="Rows read at a time.")
+    accumulate: Positive = Field(
+        1, description="Batches per optimiser step: the same result as one batch of all their rows, in less memory."
+    )
     lr: float | None = Field(
         None, gt=0, le=100, description="Learning rate; by default each method's own, chosen by measurement."
     )
@@ -82,7 +85,7 @@ class TrainingConfig(DataConfig):
     def steps_for(self, rows: int) -> int:
         """The number of steps for a training set of this size."""
         if self.epochs is not None:
-            return max(1, round(self.epochs * rows / self.batch_size))
+            return max(1, round(self.epochs * rows / (self.batch_size * self.accumulate)))
         return self.steps or 100
 
 
@@ -96,7 +99,9 @@ class TrainConfig(TrainingConfig):
 class CompareConfig(TrainingConfig):
     """`featherweight compare`."""
 
-    methods: str = Field(",".join(METHODS), description="Methods to compare, separated by commas.")
+    methods: str = Field(
+        ",".join(REFERENCE), description="Methods to compare, separated by commas: " + ", ".join(METHODS) + "."
+    )
     test_rows: Positive | None = Field(600, description="Test on at most so many rows.")
     out: str | None = Field(None, description="Folder for the table; by default a new one under runs/.")
 

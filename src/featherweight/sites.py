@@ -152,6 +152,26 @@ def default_ia3_targets(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, .
     return outputs + inputs, inputs
 
 
+def is_classifier(model: nn.Module) -> bool:
+    """Whether the model answers with a class of its own head (`…ForSequenceClassification`), not with words."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def classifier_heads(model: nn.Module) -> tuple[str, ...]:
+    """The names of a classifier's head, which a new task always trains; for other models none."""
+    return tuple(n for n in ("classifier", "score") if n in model._modules) if is_classifier(model) else ()
+
+
+def whole_sites(model: nn.Module, modules_to_save: tuple[str, ...]) -> list[str]:
+    """Paths of the modules that `modules_to_save` names (by a path's ending, as HF PEFT does)."""
+    base = _candidates(model)
+    for name in modules_to_save:
+        if not any(matches(p, (name,)) for p in base):
+            leaves = {p.rsplit(".", 1)[-1] for p in base}
+            raise InputError(f"modules_to_save: this model has no module {name!r}; {nearest(name, leaves)}")
+    return [p for p in base if matches(p, modules_to_save)]
+
+
 def path_of(model: nn.Module, module: nn.Module) -> str:
     """The path of a module inside a model."""
     return next(path for path, m in model.named_modules() if m is module)

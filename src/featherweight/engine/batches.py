@@ -32,6 +32,11 @@ class Batch:
     targets: Int[Tensor, " labelled"]
     examples: list[Example]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads, padding not counted."""
+        return int(self.inputs["attention_mask"].sum())
+
 
 def schedule(examples: Sequence[Example], batch_size: int, steps: int, seed: int) -> Iterator[list[Example]]:
     """Batches for `steps` steps: epochs shuffled anew, every batch full, similar lengths together."""

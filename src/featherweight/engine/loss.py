@@ -45,6 +45,7 @@ def logits_at(
     return out.float()
 
 
-def labelled_loss(model: Any, batch: Batch) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the labelled tokens of the batch, in nats."""
-    return F.cross_entropy(logits_at(model, batch.inputs, batch.where), batch.targets)
+def labelled_loss(model: Any, batch: Batch, labelled: int | None = None) -> Float[Tensor, ""]:
+    """Cross-entropy summed over the labelled tokens of the batch, in nats, over `labelled`: by default its own tokens."""
+    logits = logits_at(model, batch.inputs, batch.where)
+    return F.cross_entropy(logits, batch.targets, reduction="sum") / (labelled or batch.targets.numel())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..adapter import attached, living, rewind, snapshot, trainable
+from ..adapter import attached, know, living, parts, rewind, snapshot, trainable
 from ..base import Base
 from ..errors import InputError
 from ..tokens import Example
@@ -24,6 +25,8 @@ class Settings:
 
     steps: int = 100
     batch_size: int = 8
+    accumulate: int = 1
+    """Batches whose gradients make one update: the same result as one batch of all their rows, in less memory."""
     lr: float = 1e-3
     warmup: float = 0.06
     """Share of the steps over which the rate rises; it then falls linearly to zero."""
@@ -46,12 +49,12 @@ class Report:
     stopped: str | None = None
     """None, `interrupted` (Ctrl-C) or `diverged` (a loss or gradient that is not finite)."""
 
-    def add(self, loss: float, batch: Batch, seconds: float, peak: int) -> None:
+    def add(self, loss: float, batches: Sequence[Batch], seconds: float, peak: int) -> None:
         """Account for one finished step."""
         self.losses.append(loss)
         self.seconds += seconds
-        self.examples += len(batch.examples)
-        self.tokens += int(batch.inputs["attention_mask"].sum())
+        self.examples += sum(len(b.examples) for b in batches)
+        self.tokens += sum(b.tokens for b in batches)
         self.peak_bytes = peak
 
     @property
@@ -99,6 +102,8 @@ def fit(
         raise InputError("a float16 base cannot be trained here: its gradients underflow; use bfloat16 or float32")
     if not examples:
         raise InputError("nothing to train on: no rows")
+    know(base.model, attached(base.model)[name].scheduled(settings.steps), name)
+    method, own = attached(base.model)[name], parts(base.model, name)
     parameters = trainable(base.model, name)
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     report = Report()
@@ -106,19 +111,24 @@ def fit(
     reset_peak(base.device)
     good = snapshot(base.model, name)
     try:
-        for step, rows in enumerate(schedule(examples, settings.batch_size, settings.steps, settings.seed)):
+        stream = schedule(examples, settings.batch_size, settings.steps * settings.accumulate, settings.seed)
+        for step in range(settings.steps):
             start = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, settings)
-            batch = collate(base, rows)
-            loss, norm = _gradients(base, batch, parameters, settings.max_grad_norm)
+            batches = [collate(base, rows) for rows in itertools.islice(stream, settings.accumulate)]
+            loss = gradients(base, batches, parameters)
+            if (penalty := method.penalty(own)) is not None:
+                penalty.backward()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
             if not math.isfinite(loss):
                 raise _DivergedError  # the last update made it so
             good = snapshot(base.model, name)  # these tensors gave a finite loss
             if not math.isfinite(norm):
                 raise _DivergedError  # and this update would spoil them
             optimizer.step()
-            report.add(loss, batch, time.perf_counter() - start, peak_bytes(base.device))
+            method.after_step(own, step + 1)
+            report.add(loss, batches, time.perf_counter() - start, peak_bytes(base.device))
             if on_step:
                 on_step(report)
         if not all(bool(p.isfinite().all()) for p in parameters):
@@ -136,11 +146,18 @@ class _DivergedError(Exception):
     """The loss, a gradient or a weight is no longer finite."""
 
 
-def _gradients(base: Base, batch: Batch, parameters: list[torch.nn.Parameter], max_norm: float) -> tuple[float, float]:
-    """Fresh gradients of one batch, clipped; returns the loss and the norm before clipping."""
+def gradients(base: Base, batches: Sequence[Batch], parameters: Sequence[torch.nn.Parameter]) -> float:
+    """Fresh gradients of the mean loss over all labelled tokens of all batches; returns that loss.
+
+    Each batch is weighted by its own labelled tokens, so that many small batches give what one large one would (dividing
+    every batch by its own count, and then by the number of batches, would not).
+    """
     for p in parameters:
         p.grad = None
-    loss = labelled_loss(base.model, batch)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return loss.item(), float(norm)  # waits for an accelerator, so that the clock is honest
+    labelled = sum(b.targets.numel() for b in batches)
+    total = torch.zeros((), device=base.device)
+    for batch in batches:
+        loss = labelled_loss(base.model, batch, labelled)
+        loss.backward()
+        total += loss.detach()
+    return total.item()  # waits for an accelerator, so that the clock is honest

@@ -20,6 +20,8 @@ METHODS: dict[str, str] = {
     "prefix_tuning": "prefix_tuning:PrefixTuning",
     "ia3": "ia3:IA3",
 }
+REFERENCE = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "ia3")
+"""The methods of the reference table: what `compare` takes when nothing is said."""
 
 
 def method_class(name: str) -> type[Method]:

@@ -22,7 +22,7 @@ than Prompt Tuning. In an encoder–decoder the prefix sits in the decoder's sel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -83,11 +83,11 @@ class PrefixTuning(Method):
         """Keys and values for all layers of the stack."""
         return PrefixTuningPart(model, path, self)
 
-    def config(self, model: nn.Module) -> dict[str, Any]:
+    def config(self, model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Any]:
         """Also the geometry: HF PEFT would guess it from the width, wrongly where heads × size is another (T5)."""
         layers, heads, size = _geometry(model.config)
         shape = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
-        return super().config(model) | shape
+        return super().config(model, parts) | shape
 
     def key(self, path: str, name: str) -> str:
         """Prefixes are stored without a path."""

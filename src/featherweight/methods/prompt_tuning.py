@@ -20,7 +20,7 @@ What it costs: every row grows by num_virtual_tokens, in training and for ever a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -85,9 +85,9 @@ class PromptTuning(Method):
             return WidenCrossMask(stack)
         return PromptTuningPart(stack, self, encoder=writer is not None)
 
-    def config(self, model: nn.Module) -> dict[str, Any]:
+    def config(self, model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Any]:
         """A start from token ids alone is not told: HF PEFT loads no TEXT without its text."""
-        told = super().config(model)
+        told = super().config(model, parts)
         if self.prompt_tuning_init == "TEXT" and self.prompt_tuning_init_text is None:
             told["prompt_tuning_init"] = "RANDOM"
         return told
