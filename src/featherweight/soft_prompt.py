@@ -2,13 +2,17 @@
 
 The site is a stack (the decoder, or in an encoder–decoder the encoder), not the whole model: the head then sees only
 real tokens, and `generate` works through the same code — the prompt is prepended once, on an empty cache.
+
+The prompt stands right in front of the text, wherever the text begins: in a row that is padded on the left it comes
+after the padding, and positions are counted from the mask. So the output does not depend on the padding. In a packed
+row (several texts in one, told by `position_ids` that begin again at 0, no mask) every text gets its own.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,18 +43,63 @@ def starting_ids(ids: tuple[int, ...] | None, n: int, vocabulary: int, device: t
     return torch.randint(0, vocabulary, (n,)).to(device)
 
 
-def widen(mask: Tensor | None, n: int) -> Tensor | None:
-    """Put `n` visible positions in front of a (batch, seq) attention mask."""
-    if mask is None or n == 0:
-        return mask
-    if mask.dim() != 2:
-        raise InputError(f"prompt methods need a (batch, seq) attention mask, not {mask.dim()} dimensions")
-    return torch.cat([mask.new_ones(mask.shape[0], n), mask], dim=1)
+def padding_before(mask: Int[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:
+    """How many padded positions each row has in front of its text."""
+    return (mask.cumsum(1) == 0).sum(1)
+
+
+def insert(front: Tensor, rows: Tensor, padding: Int[Tensor, " batch"] | None, dim: int = 1) -> Tensor:
+    """`rows` (batch first) with `front` put behind their left padding, along `dim`, where only their lengths differ."""
+    joined = torch.cat([front, rows], dim)
+    if padding is None:
+        return joined
+    n, before = front.shape[dim], padding[:, None]
+    column = torch.arange(joined.shape[dim], device=rows.device)[None]
+    source = torch.where(column < before, column + n, torch.where(column < before + n, column - before, column))
+    shape = [1] * joined.dim()
+    shape[0], shape[dim] = source.shape
+    return joined.gather(dim, source.view(shape).expand_as(joined))
+
+
+def widen(mask: Tensor, n: int, padding: Int[Tensor, " batch"]) -> Tensor:
+    """`n` more visible positions in a (batch, seq) attention mask, where `insert` puts them."""
+    return insert(mask.new_ones(mask.shape[0], n), mask, padding)
+
+
+def mask_and_padding(kw: Mapping[str, Any], n: int) -> tuple[Tensor | None, Tensor | None]:
+    """The caller's attention mask with room for `n` more positions, and each row's left padding; none without a mask."""
+    if (mask := kw.get("attention_mask")) is None:
+        return None, None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise InputError("prompt methods need a (batch, seq) attention mask, not one that has been expanded already")
+    padding = padding_before(mask)
+    return widen(mask, n, padding), padding
+
+
+def text_positions(given: Tensor | None, mask: Tensor | None, n: int, queries: int) -> Tensor | None:
+    """Positions of the last `queries` tokens behind a prompt of `n`: the given ones shifted, else counted by the mask."""
+    if given is not None:
+        return given + n
+    return None if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)[:, -queries:]
 
 
 def past_length(cache: Any) -> int:
-    """How many positions a key–value cache holds; 0 when there is none."""
-    return int(cache.get_seq_length()) if cache is not None else 0
+    """How many positions of earlier reading a key–value cache holds; 0 when there is none."""
+    own = getattr(cache, "self_attention_cache", cache)
+    return 0 if own is None or getattr(own, "first_reading", False) else int(own.get_seq_length())
+
+
+def is_packed(kw: Mapping[str, Any]) -> bool:
+    """Whether a row holds several texts, as `transformers` tells it: positions begin again at 0, and there is no mask."""
+    positions = kw.get("position_ids")
+    if positions is None or kw.get("attention_mask") is not None or past_length(kw.get("past_key_values")):
+        return False
+    if torch.compiler.is_compiling():
+        raise InputError("a compiled model with a prompt or prefix needs an attention mask, or no position_ids")
+    packed = bool((positions[:, 1:] == 0).any())
+    if packed and positions.shape[0] != 1:
+        raise InputError("pack texts into a single row, not into each row of a batch")
+    return packed
 
 
 class Prepend(Part):
@@ -71,22 +120,45 @@ class Prepend(Part):
         kw = dict(zip(self.names, args, strict=False)) | kwargs
         embeds, ids = kw.pop("inputs_embeds", None), kw.pop("input_ids", None)
         embeds = self.__dict__["embed"](ids) if embeds is None else embeds
-        first = past_length(kw.get("past_key_values")) == 0
         prompt = self.prompt().to(embeds.dtype)
-        batch, n = embeds.shape[0], prompt.shape[0]
-        if first:
-            embeds = torch.cat([prompt.expand(batch, -1, -1), embeds], dim=1)
-        kw["attention_mask"] = widen(kw.get("attention_mask"), n)
-        if (positions := kw.get("position_ids")) is not None:
-            kw["position_ids"] = positions + n
-            if first:
-                own = torch.arange(n, device=positions.device).expand(positions.shape[0], -1)
-                kw["position_ids"] = torch.cat([own, kw["position_ids"]], dim=1)
+        if is_packed(kw):
+            return self._packed(call, embeds, prompt, kw)
+        first, batch, n = past_length(kw.get("past_key_values")) == 0, embeds.shape[0], prompt.shape[0]
+        mask, padding = mask_and_padding(kw, n)
+        kw["attention_mask"] = mask
+        given = kw.get("position_ids")
+        if given is not None or (self.cut and "position_ids" in self.names):
+            positions = text_positions(given, mask, n, embeds.shape[1])
+            if first and positions is not None:
+                own = torch.arange(n, device=positions.device).expand(batch, -1)
+                positions = insert(own, positions.expand(batch, -1), padding)
+            kw["position_ids"] = positions
         if first and (types := kw.get("token_type_ids")) is not None:
             kw["token_type_ids"] = torch.cat([types.new_zeros(batch, n), types], dim=1)
+        if first:
+            embeds = insert(prompt.expand(batch, -1, -1), embeds, padding)
         out = call(inputs_embeds=embeds, **kw)
         if first and self.cut:
             out.last_hidden_state = out.last_hidden_state[:, n:]
+        return out
+
+    def _packed(self, call: Callable[..., Any], embeds: Tensor, prompt: Tensor, kw: dict[str, Any]) -> Any:
+        """Several texts in one row: the prompt in front of each, and the outputs of the texts alone."""
+        [positions], n = kw.pop("position_ids"), prompt.shape[0]
+        starts = positions == 0
+        at = torch.arange(len(positions), device=positions.device) + n * starts.cumsum(
+            0
+        )  # where each token comes to stand
+        source = torch.full((len(positions) + n * int(starts.sum()),), -1, device=positions.device)
+        source[at] = torch.arange(n, n + len(positions), device=positions.device)
+        source[source < 0] = torch.arange(n, device=positions.device).repeat(int(starts.sum()))
+        own = torch.arange(n, device=positions.device)
+        out = call(
+            inputs_embeds=torch.cat([prompt, embeds[0]])[source][None],
+            position_ids=torch.cat([own, positions + n])[source][None],
+            **kw,
+        )
+        out.last_hidden_state = out.last_hidden_state[:, at]
         return out
 
 
@@ -102,5 +174,5 @@ class WidenCrossMask(Part):
         kw = dict(zip(self.names, args, strict=False)) | kwargs
         mask, states = kw.get("encoder_attention_mask"), kw.get("encoder_hidden_states")
         if mask is not None and states is not None:
-            kw["encoder_attention_mask"] = widen(mask, states.shape[1] - mask.shape[1])
+            kw["encoder_attention_mask"] = widen(mask, states.shape[1] - mask.shape[1], padding_before(mask))
         return call(**kw)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..base import Base
+from ..errors import InputError
 from ..tokens import IGNORE, Example
 
 ROUND = 8
@@ -35,7 +36,8 @@ class Batch:
     @property
     def tokens(self) -> int:
         """How many tokens the model reads, padding not counted."""
-        return int(self.inputs["attention_mask"].sum())
+        mask = self.inputs.get("attention_mask")
+        return int(mask.sum()) if mask is not None else sum(len(e.ids) - 1 for e in self.examples)
 
 
 def schedule(examples: Sequence[Example], batch_size: int, steps: int, seed: int) -> Iterator[list[Example]]:
@@ -88,3 +90,44 @@ def collate(base: Base, examples: list[Example]) -> Batch:
         targets = pad([e.targets[1:] for e in examples], IGNORE, left=True)
     where = targets != IGNORE
     return Batch(inputs, where.to(base.device), targets[where].to(base.device), examples)
+
+
+def pack(base: Base, examples: list[Example]) -> Batch:
+    """One training batch as a single row without padding: texts one after the other, positions beginning again at 0.
+
+    That is how `transformers` is told that they do not see each other. `check_packing` says whether a model heeds it.
+    """
+    rows = [e.ids[:-1] for e in examples]
+    targets = [t for e in examples for t in e.targets[1:]]
+    if rest := -sum(map(len, rows)) % ROUND:  # a last text without labels rounds the length up
+        rows, targets = [*rows, [base.tokenizer.pad_token_id] * rest], targets + [IGNORE] * rest
+    answers = torch.tensor(targets)[None]
+    inputs = {
+        "input_ids": torch.tensor([[i for row in rows for i in row]]),
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+    }
+    where = answers != IGNORE
+    return Batch(
+        {k: v.to(base.device) for k, v in inputs.items()},
+        where.to(base.device),
+        answers[where].to(base.device),
+        examples,
+    )
+
+
+@torch.no_grad()
+def check_packing(base: Base) -> None:
+    """Raise `InputError` where a model's texts see each other in a packed row: found out by trying."""
+    if base.encoder_decoder:
+        raise InputError("packing is for decoders: an encoder–decoder has no positions that could begin again")
+    ids = torch.arange(12, device=base.device)[None] % base.model.get_input_embeddings().num_embeddings
+    positions = (torch.arange(12, device=base.device) % 6)[None]
+    other = ids.clone()
+    other[0, :6] = ids[0, :6].flip(0)
+    if "position_ids" in inspect.signature(type(base.model).forward).parameters:
+        before, after = (
+            base.model(input_ids=i, position_ids=positions, use_cache=False).logits[0, 6:] for i in (ids, other)
+        )
+        if torch.allclose(before, after, rtol=1e-2, atol=1e-2):
+            return
+    raise InputError(f"packing: in this {type(base.model).__name__} packed texts see each other; train it without")

@@ -14,7 +14,7 @@ from ..adapter import attached, know, living, parts, rewind, snapshot, trainable
 from ..base import Base
 from ..errors import InputError
 from ..tokens import Example
-from .batches import Batch, collate, schedule
+from .batches import Batch, check_packing, collate, pack, schedule
 from .loss import labelled_loss
 from .memory import peak_bytes, reset_peak
 
@@ -27,6 +27,8 @@ class Settings:
     batch_size: int = 8
     accumulate: int = 1
     """Batches whose gradients make one update: the same result as one batch of all their rows, in less memory."""
+    packing: bool = False
+    """Put a batch's texts into one row instead of padding them: no work for padding, and each row its own shape."""
     lr: float = 1e-3
     warmup: float = 0.06
     """Share of the steps over which the rate rises; it then falls linearly to zero."""
@@ -102,6 +104,9 @@ def fit(
         raise InputError("a float16 base cannot be trained here: its gradients underflow; use bfloat16 or float32")
     if not examples:
         raise InputError("nothing to train on: no rows")
+    if settings.packing:
+        check_packing(base)
+    tensors = pack if settings.packing else collate
     know(base.model, attached(base.model)[name].scheduled(settings.steps), name)
     method, own = attached(base.model)[name], parts(base.model, name)
     parameters = trainable(base.model, name)
@@ -116,7 +121,7 @@ def fit(
             start = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, settings)
-            batches = [collate(base, rows) for rows in itertools.islice(stream, settings.accumulate)]
+            batches = [tensors(base, rows) for rows in itertools.islice(stream, settings.accumulate)]
             loss = gradients(base, batches, parameters)
             if (penalty := method.penalty(own)) is not None:
                 penalty.backward()

@@ -123,7 +123,9 @@ class PTuningPart(Prepend):
         *hidden, last = self.mlp_head
         activations = nn.Sequential(*hidden)(self.embedding.weight)
         assert isinstance(last, nn.Linear)
-        last.weight.copy_(torch.linalg.lstsq(activations.cpu(), (wanted - last.bias).cpu()).solution.T)
+        # In float64 on the CPU: float32's rounding differs from run to run, and training would magnify that.
+        fit = torch.linalg.lstsq(activations.cpu().double(), (wanted - last.bias).cpu().double())
+        last.weight.copy_(fit.solution.T)
 
     def _all(self) -> Float[Tensor, "rows d"]:
         if self.prompt_embeddings is not None:

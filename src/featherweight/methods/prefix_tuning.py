@@ -34,7 +34,16 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from .. import sites
 from ..adapter import Method, Part
 from ..errors import InputError
-from ..soft_prompt import argument_names, past_length, starting_ids, text_ids, widen
+from ..prefix_cache import handing_on, packed_mask, reading, runs_twice
+from ..soft_prompt import (
+    argument_names,
+    is_packed,
+    mask_and_padding,
+    past_length,
+    starting_ids,
+    text_ids,
+    text_positions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,7 @@ class PrefixTuningPart(Part):
         self.n, self.geometry = method.num_virtual_tokens, _geometry(model.config)
         layers, heads, size = self.geometry
         self.__dict__["embed"] = stack.get_input_embeddings()  # the base's: not registered here
+        self.__dict__["stack"] = stack
         words: Tensor = self.__dict__["embed"].weight
         self.prompt_embeddings = nn.Parameter(torch.zeros(self.n, layers * 2 * heads * size, device=words.device))
         if words.is_meta or method.init_weights == "zero":
@@ -126,6 +136,12 @@ class PrefixTuningPart(Part):
             else:
                 ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
                 self._store(_keys_and_values(stack, ids, self.empty_cache()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        kind: torch.dtype = self.__dict__["embed"].weight.dtype
+        return kind
 
     def row(self, layer: int) -> int:
         """Which of the 2·layers rows holds this layer's keys; its values are in the next.
@@ -149,18 +165,27 @@ class PrefixTuningPart(Part):
             prefix[self.row(layer) + 1] = values.float()
 
     def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Fill the cache when it is empty; always lengthen the mask and shift the positions."""
+        """Put the prefix in front while the cache is empty; always lengthen the mask and shift the positions."""
         kw = dict(zip(self.names, args, strict=False)) | kwargs
-        cache = kw.get("past_key_values")
-        if past_length(cache) == 0:
-            kw["past_key_values"] = self._filled(cache, kw)
-        stray = cache is None and kw.get("use_cache") is False  # the caller wants no cache: do not hand it ours
-        kw["attention_mask"] = widen(kw.get("attention_mask"), self.n)
-        if (positions := kw.get("position_ids")) is not None:
-            kw["position_ids"] = positions + self.n
-        out = call(**kw)
-        if stray:
-            out.past_key_values = None
+        x = kw["input_ids"] if kw.get("input_ids") is not None else kw["inputs_embeds"]
+        packed, given = is_packed(kw), kw.get("position_ids")
+        mask, padding = mask_and_padding(kw, self.n)
+        kw["attention_mask"] = packed_mask(self.config, self.dtype, kw["position_ids"], self.n) if packed else mask
+        if "position_ids" in self.names:
+            kw["position_ids"] = text_positions(given, mask, self.n, x.shape[1])
+        cache, stack = kw.get("past_key_values"), self.__dict__["stack"]
+        if past_length(cache) > 0:
+            return call(**kw)
+        if runs_twice(stack):
+            cache = None
+        elif cache is None and kw.get("use_cache") is not False:
+            cache = self.empty_cache()
+        states = self._states(x.shape[0])
+        kw["past_key_values"] = reading(states, padding, cache, self.crosses)
+        with handing_on(stack, lambda: reading(states, padding, None, self.crosses)):
+            out = call(**kw)
+        if out.get("past_key_values") is not None:  # ours was for this reading only
+            out.past_key_values = cache
         return out
 
     def empty_cache(self) -> Any:
@@ -168,15 +193,11 @@ class PrefixTuningPart(Part):
         own = DynamicCache(config=self.config)
         return EncoderDecoderCache(own, DynamicCache(config=self.config)) if self.crosses else own
 
-    def _filled(self, cache: Any, kw: dict[str, Any]) -> Any:
-        cache = self.empty_cache() if cache is None else cache
-        x = kw["input_ids"] if kw.get("input_ids") is not None else kw["inputs_embeds"]
-        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-        prefix = self.prefix().to(self.__dict__["embed"].weight.dtype)
-        for layer in range(self.geometry[0]):
-            keys, values = prefix[self.row(layer)], prefix[self.row(layer) + 1]
-            own.update(keys.expand(x.shape[0], -1, -1, -1), values.expand(x.shape[0], -1, -1, -1), layer)
-        return cache
+    def _states(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's (keys, values), batch × heads × n × size."""
+        prefix = self.prefix().to(self.dtype)
+        rows = [self.row(layer) for layer in range(self.geometry[0])]
+        return [(prefix[row].expand(batch, -1, -1, -1), prefix[row + 1].expand(batch, -1, -1, -1)) for row in rows]
 
 
 def _keys_and_values(stack: nn.Module, ids: Tensor, cache: Any) -> list[tuple[Tensor, Tensor]]:
