@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Part": "adapter", "Method": "adapter", "attach": "adapter", "detach": "adapter", "live": "adapter",
-    "attached": "adapter", "count": "adapter",
+    "attached": "adapter", "count": "adapter", "rename": "adapter",
     "LoRA": "methods.lora", "PromptTuning": "methods.prompt_tuning", "PTuning": "methods.p_tuning",
     "PrefixTuning": "methods.prefix_tuning", "IA3": "methods.ia3",
     "Base": "base", "load_base": "base",
@@ -32,7 +32,7 @@ _WHERE = {
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
-    from .adapter import Method, Part, attach, attached, count, detach, live
+    from .adapter import Method, Part, attach, attached, count, detach, live, rename
     from .api import evaluate, generate, train
     from .base import Base, load_base
     from .checkpoint import load, save

@@ -184,6 +184,20 @@ def _check_name(model: nn.Module, name: str) -> None:
         raise InputError(f"an adapter named {name!r} is already attached; detach it or choose another name")
 
 
+def _built(
+    model: nn.Module, method: Method, encode: Callable[[str], list[int]] | None
+) -> tuple[Method, dict[str, Part]]:
+    """The resolved method and all its parts, before any class is swapped."""
+    whole = classifier_heads(model) if method.modules_to_save is None else method.modules_to_save
+    method = replace(method.resolve(model, encode), modules_to_save=whole or None)
+    retrained = whole_sites(model, whole)
+    built: dict[str, Part] = {path: Retrained(model.get_submodule(path)) for path in retrained}
+    for path in method.sites(model):
+        if not any(f"{path}.".startswith(f"{head}.") for head in retrained):
+            built[path] = method.part(model, path)
+    return method, built
+
+
 def attach(
     model: nn.Module,
     method: Method,
@@ -198,13 +212,12 @@ def attach(
     Raises `InputError` when no site matches or the name is taken; the model is then as it was.
     """
     _check_name(model, name)
-    whole = classifier_heads(model) if method.modules_to_save is None else method.modules_to_save
-    method = replace(method.resolve(model, encode), modules_to_save=whole or None)
-    retrained = whole_sites(model, whole)
-    built: dict[str, Part] = {path: Retrained(model.get_submodule(path)) for path in retrained}
-    for path in method.sites(model):  # all are built before any class is swapped
-        if not any(f"{path}.".startswith(f"{head}.") for head in retrained):
-            built[path] = method.part(model, path)
+    others = living(model)
+    live(model)  # an adapter starts from the base, not from what others make of it
+    try:
+        method, built = _built(model, method, encode)
+    finally:
+        live(model, *others)
 
     state: _Attached = model.__dict__.setdefault("_featherweight", _Attached())
     if not state.methods:

@@ -156,7 +156,7 @@ class Prepend(Part):
         out = call(
             inputs_embeds=torch.cat([prompt, embeds[0]])[source][None],
             position_ids=torch.cat([own, positions + n])[source][None],
-            **kw,
+            **kw | {"use_cache": False},  # with a cache `transformers` would not see that the row is packed
         )
         out.last_hidden_state = out.last_hidden_state[:, at]
         return out

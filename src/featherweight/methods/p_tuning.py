@@ -123,8 +123,8 @@ class PTuningPart(Prepend):
         *hidden, last = self.mlp_head
         activations = nn.Sequential(*hidden)(self.embedding.weight)
         assert isinstance(last, nn.Linear)
-        # In float64 on the CPU: float32's rounding differs from run to run, and training would magnify that.
-        fit = torch.linalg.lstsq(activations.cpu().double(), (wanted - last.bias).cpu().double())
+        # By singular values: the default (gelsy) reads uninitialised memory for its pivots and may be far off.
+        fit = torch.linalg.lstsq(activations.cpu().double(), (wanted - last.bias).cpu().double(), driver="gelsd")
         last.weight.copy_(fit.solution.T)
 
     def _all(self) -> Float[Tensor, "rows d"]:
