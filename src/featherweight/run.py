@@ -168,7 +168,9 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
         print(f"{name:14} {cls.title}: {summary}")
         print(f"{'':14} {cls.paper}")
         if model is None:
-            fields = [f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out")]
+            fields = [
+                f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out", "rank_pattern")
+            ]
             print(f"{'':14} --set " + ", ".join(f"{f.name}={f.default}" for f in fields))
             print(f"{'':14} default learning rate {cls.learning_rate:g}")
         skeletal: Any = skeleton(config)
