@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,8 +31,10 @@ SITES = 4
 
 
 @pytest.fixture(autouse=True)
-def same_start() -> None:
-    torch.manual_seed(0)
+def same_start() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def own(model: Any) -> dict[str, AdaLoRAPart]:
@@ -292,6 +295,19 @@ def test_only_the_triplets_that_are_left_are_saved(tmp_path: Path) -> None:
             (rank, models.WIDTH), (rank, 1), (d_out, rank),
         )  # fmt: skip
     assert not any("ranknum" in key for key in shapes)
+
+
+def test_an_adapter_of_hf_peft_that_aimed_above_its_rank_is_loaded_but_not_trained(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.AdaLoraConfig(task_type="CAUSAL_LM", init_r=4, total_step=9)  # target_r is 8
+    reference = peft.get_peft_model(models.llama(), config).eval()
+    shake(p for p in reference.parameters() if p.requires_grad)
+    reference.save_pretrained(tmp_path)
+    ours = models.llama()
+    method = fw.load(ours, tmp_path)
+    same(logits(ours, **random_inputs(ours)), logits(reference, **random_inputs(ours)))
+    with pytest.raises(fw.InputError, match="target_r must be at most init_r=4 to train, not 8"):
+        method.scheduled(9)
 
 
 def test_ranks_for_another_model_are_refused(tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def prepare(config: TrainConfig | CompareConfig, methods: Sequence[Method], verb
     task = task_of(config)
     skeletal = skeleton(load_config(config.model))
     for method in methods:
+        method.scheduled(config.steps_for(len(task.train)))  # are there steps for all it wants to do?
         attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
         detach(skeletal)
     return task, new_folder(config.out, verb)

@@ -96,7 +96,9 @@ class AdaLoRA(Method):
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:
                 yield f"{name} must be at least {low}, not {value}"
-        if self.target_r > self.init_r:
+        if (
+            self.target_r > self.init_r and self.total_step is None
+        ):  # HF PEFT saves such ones; only training cannot go on
             yield f"target_r must be at most init_r={self.init_r}, not {self.target_r}"
         if self.lora_alpha <= 0:
             yield f"lora_alpha must be above 0, not {self.lora_alpha}"
@@ -134,6 +136,8 @@ class AdaLoRA(Method):
         """Fit the phases to the run. An adapter that was loaded with its ranks keeps them, and its old schedule."""
         if self.rank_pattern is not None:
             return self
+        if self.target_r > self.init_r:
+            raise InputError(f"AdaLoRA: target_r must be at most init_r={self.init_r} to train, not {self.target_r}")
         stretch = steps / (self.total_step or steps)
         tinit = steps // 10 if self.tinit is None else round(self.tinit * stretch)
         tfinal = 3 * steps // 10 if self.tfinal is None else round(self.tfinal * stretch)
