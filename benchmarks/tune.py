@@ -33,6 +33,7 @@ GRID: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
     ("prefix_tuning", {}, (1e-3, 3e-3, 1e-2, 3e-2)),
     ("lora", {}, (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)),
     ("ia3", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
+    ("adalora", {}, (5e-3, 1e-2, 2e-2, 5e-2)),
     # Does the start matter?
     ("prefix_tuning", {"init_weights": None}, (1e-2,)),
     ("p_tuning", {"init_text": None}, (3e-3,)),

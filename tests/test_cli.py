@@ -427,7 +427,7 @@ def test_methods_counts_parameters_without_weights(fw_cli: Cli, llama: Path, tmp
     assert f"{total:,} parameters, {trained:,} of them trained" in result.out
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "adalora"])
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_train_evaluate_generate(
     fw_cli: Cli, reviews: Path, request: pytest.FixtureRequest, family: str, method: str
@@ -547,6 +547,27 @@ def test_without_out_every_run_gets_a_folder_of_its_own(fw_cli: Cli, reviews: Pa
     for _ in range(2):
         fw_cli("train", "--model", llama, "--data", reviews, "--steps", 1, "--dtype", "float32")
     assert sorted(p.name for p in Path("runs").iterdir()) == ["lora-001", "lora-002"]
+
+
+def test_compare_takes_adalora_and_saves_its_ranks(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    result = fw_cli(
+        "compare", "--model", llama, "--data", reviews, "--methods", "adalora", "--steps", 10, "--dtype", "float32",
+        "--set", "adalora.target_r=3", "--out", "table",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "| AdaLoRA |" in result.out
+    config = json.loads(Path("table/adalora/adapter_config.json").read_text())
+    assert (config["tinit"], config["tfinal"], config["total_step"]) == (1, 3, 10)
+    assert sum(map(sum, config["rank_pattern"].values())) == 3 * len(config["rank_pattern"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_steps_that_leave_no_time_to_allocate_ranks_are_refused(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    result = fw_cli(
+        "compare", "--model", llama, "--data", reviews, "--methods", "lora,adalora", "--steps", 9,
+        "--set", "adalora.tinit=5", "--set", "adalora.tfinal=5",
+    )  # fmt: skip
+    assert "tinit=5 and tfinal=5 leave none of 9 steps" in complaint(result)
 
 
 def test_compare_prints_and_saves_the_table(fw_cli: Cli, reviews: Path, llama: Path) -> None:

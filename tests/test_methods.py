@@ -27,6 +27,7 @@ SMALL: dict[str, fw.Method] = {
     "p_tuning": fw.PTuning(num_virtual_tokens=5, encoder_hidden_size=8, init_ids=TEXT),
     "prefix_tuning": fw.PrefixTuning(num_virtual_tokens=5, init_ids=TEXT),
     "ia3": fw.IA3(),
+    "adalora": fw.AdaLoRA(init_r=4, target_r=2),
 }
 
 every_method = pytest.mark.parametrize("method", SMALL)
@@ -72,7 +73,7 @@ def test_only_the_parts_get_gradients(family: str, method: str) -> None:
         assert p.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "adalora"])
 @every_family
 def test_a_correction_starts_as_nothing(family: str, method: str) -> None:
     model = FAMILIES[family]()
@@ -333,6 +334,11 @@ def test_gradient_checkpointing_changes_no_gradients(family: str, method: str) -
         (fw.PTuning, {"encoder_reparameterization_type": "LSTM"}, "must be MLP, not 'LSTM'"),
         (fw.PrefixTuning, {"num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1, not 0"),
         (fw.PrefixTuning, {"init_weights": "one"}, "init_weights must be text, zero or none, not 'one'"),
+        (fw.AdaLoRA, {"init_r": 4}, "target_r must be at most init_r=4, not 8"),
+        (fw.AdaLoRA, {"beta1": 1.0}, "beta1 must be between 0 and 1, not 1.0"),
+        (fw.AdaLoRA, {"deltaT": 0}, "deltaT must be at least 1, not 0"),
+        (fw.AdaLoRA, {"tinit": 60, "tfinal": 40, "total_step": 100}, "tinit=60 and tfinal=40 leave none of 100 steps"),
+        (fw.AdaLoRA, {"rank_pattern": {"q.lora_E": [True]}}, "rank_pattern must have init_r=12 values for every layer"),
         (fw.IA3, {"target_modules": ("k",), "feedforward_modules": ("wo",)}, "must be among target_modules: wo is not"),
     ],
 )
@@ -422,7 +428,7 @@ def test_an_unknown_architecture_is_told_what_could_be_targeted() -> None:
     model = nn.Module()
     model.__dict__["config"] = SimpleNamespace(model_type="newcomer", is_encoder_decoder=False)
     model.mix, model.out = nn.Linear(4, 4), nn.Linear(4, 4)
-    for method in (fw.LoRA(), fw.IA3()):
+    for method in (fw.LoRA(), fw.IA3(), fw.AdaLoRA()):
         with pytest.raises(fw.InputError, match=r"architecture 'newcomer'; set target_modules .*: mix, out"):
             fw.attach(model, method)
     for method in (SMALL["prompt_tuning"], SMALL["p_tuning"], SMALL["prefix_tuning"]):

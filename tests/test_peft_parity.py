@@ -34,6 +34,7 @@ OURS: dict[str, fw.Method] = {
     "p_tuning": fw.PTuning(num_virtual_tokens=N, encoder_hidden_size=8),
     "prefix_tuning": fw.PrefixTuning(num_virtual_tokens=N),
     "ia3": fw.IA3(),
+    "adalora": fw.AdaLoRA(init_r=6, target_r=3, lora_alpha=12),
 }
 every_method = pytest.mark.parametrize("method", OURS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -52,11 +53,17 @@ def theirs(method: str, model: Any) -> Any:
         return peft.PromptEncoderConfig(task_type=kind, num_virtual_tokens=N, encoder_hidden_size=8)
     if method == "prefix_tuning":
         return peft.PrefixTuningConfig(task_type=kind, num_virtual_tokens=N, **geometry(model))
+    if method == "adalora":
+        return peft.AdaLoraConfig(
+            task_type=kind, init_r=6, target_r=3, lora_alpha=12, total_step=10, **targets("adalora", model)
+        )
     return peft.IA3Config(task_type=kind, **targets("ia3", model))
 
 
 def targets(method: str, model: Any) -> dict[str, Any]:
-    """Phi-3 is the one family here without default names in HF PEFT."""
+    """Phi-3 is the one family here without default names in HF PEFT, and for AdaLoRA Mistral."""
+    if method == "adalora" and model.config.model_type == "mistral":
+        return {"target_modules": ["q_proj", "v_proj"]}
     if model.config.model_type != "phi3":
         return transposed(model)
     named: dict[str, Any] = {"target_modules": ["qkv_proj"]}

@@ -22,7 +22,7 @@ _WHERE = {
     "Part": "adapter", "Method": "adapter", "attach": "adapter", "detach": "adapter", "live": "adapter",
     "attached": "adapter", "count": "adapter", "rename": "adapter",
     "LoRA": "methods.lora", "PromptTuning": "methods.prompt_tuning", "PTuning": "methods.p_tuning",
-    "PrefixTuning": "methods.prefix_tuning", "IA3": "methods.ia3",
+    "PrefixTuning": "methods.prefix_tuning", "IA3": "methods.ia3", "AdaLoRA": "methods.adalora",
     "Base": "base", "load_base": "base",
     "Task": "task", "load_task": "task",
     "train": "api", "evaluate": "api", "generate": "api",
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .base import Base, load_base
     from .checkpoint import load, save
     from .errors import InputError
+    from .methods.adalora import AdaLoRA
     from .methods.ia3 import IA3
     from .methods.lora import LoRA
     from .methods.p_tuning import PTuning

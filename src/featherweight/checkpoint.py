@@ -33,6 +33,7 @@ _HARMLESS = {
     "init_ia3_weights", "init_weights", "tokenizer_name_or_path", "tokenizer_kwargs",
     "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules", "encoder_hidden_size",
     "encoder_dropout", "encoder_num_layers", "prefix_projection", "megatron_core", "qalora_group_size",
+    "r",  # AdaLoRA inherits it from LoRA and never reads it
 }  # fmt: skip
 
 

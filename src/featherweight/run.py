@@ -168,7 +168,9 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
         print(f"{name:14} {cls.title}: {summary}")
         print(f"{'':14} {cls.paper}")
         if model is None:
-            fields = [f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out")]
+            fields = [
+                f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out", "rank_pattern")
+            ]
             print(f"{'':14} --set " + ", ".join(f"{f.name}={f.default}" for f in fields))
             print(f"{'':14} default learning rate {cls.learning_rate:g}")
         skeletal: Any = skeleton(config)
@@ -204,6 +206,7 @@ def prepare(config: TrainConfig | CompareConfig, methods: Sequence[Method], verb
     task = task_of(config)
     skeletal = skeleton(load_config(config.model))
     for method in methods:
+        method.scheduled(config.steps_for(len(task.train)))  # are there steps for all it wants to do?
         attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
         detach(skeletal)
     return task, new_folder(config.out, verb)

@@ -51,6 +51,15 @@ IA3_TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "deberta": (("in_proj",), ("output.dense",)),
 }  # fmt: skip
 
+# AdaLoRA: where HF PEFT's names are not LoRA's.
+ADALORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "t5": ("q", "k", "v", "o", "wi", "wo"),
+    "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+    **dict.fromkeys(("bart", "opt"), ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+    "roberta": ("query", "key", "value", "dense"),
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "dense"),
+}
+
 ALL_LINEAR = "all-linear"
 
 
@@ -132,6 +141,13 @@ def default_lora_targets(model: nn.Module) -> tuple[str, ...]:
         f"no default target modules are known for the architecture {model_type(model)!r}; "
         f'set target_modules to some of: {", ".join(sorted(leaves))}, or to "{ALL_LINEAR}"'
     )
+
+
+def default_adalora_targets(model: nn.Module) -> tuple[str, ...]:
+    """HF PEFT's default names for AdaLoRA, of which a T5 with a gated feed-forward lacks one; elsewhere LoRA's."""
+    found = {p.rsplit(".", 1)[-1] for p in _candidates(model)}
+    named = tuple(t for t in ADALORA_TARGETS.get(model_type(model), ()) if t in found)
+    return named or default_lora_targets(model)
 
 
 def default_ia3_targets(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "p_tuning": "p_tuning:PTuning",
     "prefix_tuning": "prefix_tuning:PrefixTuning",
     "ia3": "ia3:IA3",
+    "adalora": "adalora:AdaLoRA",
 }
 REFERENCE = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "ia3")
 """The methods of the reference table: what `compare` takes when nothing is said."""

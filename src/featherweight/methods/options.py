@@ -36,7 +36,7 @@ def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str
 def build_method(name: str, options: dict[str, Any]) -> Method:
     """A method with its options from flags and recipe, checked: names, types and ranges."""
     cls = method_class(name)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "init_ids"}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "rank_pattern")}
     for key in options:
         if key not in fields:
             raise InputError(f"{name} has no option {key!r}; {nearest(key, fields)}")
