@@ -24,6 +24,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     MT5Config,
     MT5ForConditionalGeneration,
     Phi3Config,
@@ -66,6 +68,13 @@ def llama() -> Any:
 
 def mistral() -> Any:
     return build(MistralForCausalLM, MistralConfig(**_LLAMA_LIKE))
+
+
+def mixtral() -> Any:
+    """Four experts, two of them for each token; their weights are fused, no linear layers of their own."""
+    config = MixtralConfig(**_LLAMA_LIKE, num_local_experts=4, num_experts_per_tok=2)
+    config._experts_implementation = "eager"  # the fused kernel knows no float64
+    return build(MixtralForCausalLM, config)
 
 
 def qwen3() -> Any:
@@ -124,6 +133,7 @@ def bart() -> Any:
 DECODERS: dict[str, Callable[[], Any]] = {
     "llama": llama,
     "mistral": mistral,
+    "mixtral": mixtral,
     "qwen3": qwen3,
     "gemma3": gemma3,
     "phi3": phi3,

@@ -396,6 +396,18 @@ def test_a_target_that_is_not_linear_is_refused() -> None:
         fw.attach(models.llama(), fw.LoRA(target_modules=("self_attn",)))
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("down_proj", "'down_proj' is one fused tensor of all experts of model.layers"),
+        ("experts", "is a MixtralExperts"),
+    ],
+)
+def test_fused_experts_are_refused_by_name(target: str, message: str) -> None:
+    with pytest.raises(fw.InputError, match=message):
+        fw.attach(models.mixtral(), fw.LoRA(target_modules=(target,)))
+
+
 def test_a_regular_expression_matches_whole_paths() -> None:
     model = models.llama()
     fw.attach(model, fw.LoRA(target_modules=r".*layers\.1\..*_proj"))

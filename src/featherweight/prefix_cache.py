@@ -91,7 +91,7 @@ def handing_on(stack: nn.Module, fresh: Callable[[], Any]) -> Iterator[None]:
     found = _checkpointed(stack)
     before = {layer: layer._gradient_checkpointing_func for layer in found}
     for layer, name in found.items():
-        layer._gradient_checkpointing_func = _with_cache(before[layer], name, fresh)
+        layer._gradient_checkpointing_func = _with_cache(before[layer], argument_names(layer).index(name), name, fresh)
     try:
         yield
     finally:
@@ -99,9 +99,16 @@ def handing_on(stack: nn.Module, fresh: Callable[[], Any]) -> Iterator[None]:
             layer._gradient_checkpointing_func = checkpoint
 
 
-def _with_cache(checkpoint: Callable[..., Any], name: str, fresh: Callable[[], Any]) -> Callable[..., Any]:
+def _with_cache(checkpoint: Callable[..., Any], place: int, name: str, fresh: Callable[[], Any]) -> Callable[..., Any]:
+    """`checkpoint(layer, *args)` with a fresh cache as the argument `name`, which some models pass by its place."""
+
     def run(layer: Callable[..., Any], *args: Any) -> Any:
-        return checkpoint(lambda *a: layer(*a, **{name: fresh()}), *args)
+        def filled(*args: Any) -> Any:
+            if len(args) > place:
+                return layer(*args[:place], fresh(), *args[place + 1 :])
+            return layer(*args, **{name: fresh()})
+
+        return checkpoint(filled, *args)
 
     return run
 

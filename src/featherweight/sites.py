@@ -45,7 +45,7 @@ IA3_TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("bart", "phi"), (_QV, ("fc2",))),
     "phi3": (("qkv_proj",), ("down_proj",)),  # not in HF PEFT's table
     **dict.fromkeys(("llama", "mistral"), (("k_proj", "v_proj"), ("down_proj",))),
-    "mixtral": (("k_proj", "v_proj"), ("w2",)),
+    "mixtral": (("k_proj", "v_proj"), ()),  # HF PEFT's w2 is no layer any more: experts are fused
     **dict.fromkeys(("llama4", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), (_QV, ("down_proj",))),
     "deberta-v2": (("key_proj", "value_proj"), ("output.dense",)),
     "deberta": (("in_proj",), ("output.dense",)),
@@ -117,6 +117,12 @@ def linear_sites(model: Any, target_modules: str | tuple[str, ...]) -> list[str]
         missing = [t for t in target_modules if not any(matches(p, (t,)) for p in found)]
     else:
         missing = [] if found else [target_modules]
+    fused = {n.rsplit(".", 1)[-1]: n.rsplit(".", 1)[0] for n, p in model.named_parameters() if p.dim() == 3}
+    if missing and missing[0] in fused:
+        raise InputError(
+            f"target_modules: {missing[0]!r} is one fused tensor of all experts of {fused[missing[0]]}, and only linear "
+            f"layers can be adapted; this model's are: {', '.join(sorted(leaves))}"
+        )
     if missing:
         raise InputError(
             f"target_modules: this model has no module {', '.join(map(repr, missing))}; {nearest(missing[0], leaves)} "
