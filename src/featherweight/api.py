@@ -11,9 +11,10 @@ from .adapter import Method, attach, attached, facts, remember
 from .base import Base
 from .engine.train import Report, Settings, fit
 from .errors import InputError
+from .rows import Row, pieces
 from .scoring import EVAL_BATCH, Score, generate_from
 from .scoring import evaluate as score
-from .task import Row, Task, pieces
+from .task import Task
 from .tokens import Writer, writer_for
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from .errors import InputError
-from .task import Row, Task
+from .rows import Row
+from .task import Task
 
 IGNORE = -100
 """The label of a token that is read but not learned."""
