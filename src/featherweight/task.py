@@ -49,6 +49,11 @@ class Task:
             "held_out": self.held_out,
         }
 
+    def in_order(self, labels: Sequence[str]) -> Task:
+        """The same task with its labels in this order: that of a head's rows."""
+        known = list(labels)
+        return replace(self, labels=known, train=_labelled(self.train, known), test=_labelled(self.test, known))
+
     @property
     def instruction(self) -> str:
         """The task in words: what prompts and prefixes start from."""
