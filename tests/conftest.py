@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -17,6 +20,8 @@ import pytest
 import torch
 
 import tiny
+from command import Cli, Result
+from featherweight import cli, run
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -33,8 +38,45 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_t5(tmp_path_factory.mktemp("models") / "t5")
 
 
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the stack of a tiny random BERT and its tokenizer."""
+    return tiny.save_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
 @pytest.fixture
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder, so that `runs/` does not land in the repository."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def fw_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run a command line in this process."""
+
+    def call(*args: object, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["featherweight", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads weights fails the test."""
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(run, "load_base", loaded)
+
+
+@pytest.fixture
+def reviews(in_tmp: Path) -> Path:
+    return tiny.write(in_tmp / "reviews.csv", tiny.reviews())

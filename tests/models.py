@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -26,12 +28,16 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     MT5Config,
     MT5ForConditionalGeneration,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -39,6 +45,7 @@ from transformers import (
 PAD, EOS, BOS = 0, 1, 2
 VOCABULARY, WIDTH, LAYERS, HEADS, GROUPS = 97, 32, 2, 4, 2
 SPREAD = 0.2
+CLASSES = 3
 
 _SPECIAL = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS}
 _LLAMA_LIKE = {
@@ -57,7 +64,8 @@ def build(cls: Callable[[Any], Any], config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = cls(config).eval()
-    model.generation_config.pad_token_id = PAD
+    if model.can_generate():
+        model.generation_config.pad_token_id = PAD
     return model
 
 
@@ -130,6 +138,32 @@ def bart() -> Any:
     return build(BartForConditionalGeneration, config)
 
 
+_ENCODER_LIKE = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "max_position_embeddings": 128, "initializer_range": SPREAD, "num_labels": CLASSES, **_SPECIAL,
+}  # fmt: skip
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def bert() -> Any:
+    """A pooler, and one linear layer that chooses the class."""
+    return build(BertForSequenceClassification, BertConfig(**_ENCODER_LIKE, **_NO_DROPOUT))
+
+
+def roberta() -> Any:
+    """A head of two layers; positions are counted from behind the padding's."""
+    return build(RobertaForSequenceClassification, RobertaConfig(**_ENCODER_LIKE, **_NO_DROPOUT))
+
+
+def modernbert() -> Any:
+    """Rotary positions, local and global attention, and a mean over the tokens that the head reads."""
+    config = ModernBertConfig(
+        **_ENCODER_LIKE, cls_token_id=BOS, sep_token_id=EOS, classifier_pooling="mean", global_attn_every_n_layers=2,
+        local_attention=8,
+    )  # fmt: skip
+    return build(ModernBertForSequenceClassification, config)
+
+
 DECODERS: dict[str, Callable[[], Any]] = {
     "llama": llama,
     "mistral": mistral,
@@ -141,6 +175,7 @@ DECODERS: dict[str, Callable[[], Any]] = {
     "gpt_neox": gpt_neox,
 }
 ENCODER_DECODERS: dict[str, Callable[[], Any]] = {"t5": t5, "mt5": mt5, "bart": bart}
+CLASSIFIERS: dict[str, Callable[[], Any]] = {"bert": bert, "roberta": roberta, "modernbert": modernbert}
 FAMILIES = DECODERS | ENCODER_DECODERS
 
 

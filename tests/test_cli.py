@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -12,15 +11,15 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 import featherweight as fw
 import tiny
-from featherweight import cli, run
+from command import Cli, complaint
+from featherweight import run
 from featherweight.config import CompareConfig, TrainConfig, merge, read_recipe, to_toml
 from featherweight.methods import METHODS
 from featherweight.methods.options import build_method, parse_options
@@ -29,46 +28,6 @@ COLUMNS = [
     "Fine-Tuning Method", "Batch Size", "Number of total params", "Trainable params", "Required memory",
     "Speed (Train)", "Speed (Eval)", "Accuracy",
 ]  # fmt: skip
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def fw_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run a command line in this process."""
-
-    def call(*args: object, stdin: str = "") -> Result:
-        monkeypatch.setattr(sys, "argv", ["featherweight", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return Result(int(ended.value.code or 0), out, err)
-
-    return call
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever loads weights fails the test."""
-
-    def loaded(*_: Any, **__: Any) -> None:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(run, "load_base", loaded)
-
-
-@pytest.fixture
-def reviews(in_tmp: Path) -> Path:
-    return tiny.write(in_tmp / "reviews.csv", tiny.reviews())
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +47,6 @@ def process(*args: object, env: dict[str, str] | None = None) -> subprocess.Comp
         [sys.executable, "-m", "featherweight.cli", *map(str, args)],
         capture_output=True, text=True, check=False, env={**os.environ, **(env or {})},
     )  # fmt: skip
-
-
-def complaint(result: Result) -> str:
-    """The one line of an error; nothing else was printed."""
-    assert result.code == 2, result
-    assert result.out == ""
-    line = result.err.removesuffix("\n")
-    assert "\n" not in line
-    assert line.startswith("featherweight: error: ")
-    return line.removeprefix("featherweight: error: ")
 
 
 # --- help and start -------------------------------------------------------------------------------------------------

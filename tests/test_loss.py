@@ -20,7 +20,7 @@ from featherweight.adapter import snapshot, trainable
 from featherweight.engine.batches import Batch, collate, schedule
 from featherweight.engine.loss import head_at, labelled_loss, logits_at
 from featherweight.engine.train import Report, Settings, fit, rate_at
-from featherweight.task import Row
+from featherweight.rows import Row
 from featherweight.tokens import IGNORE, Example
 from models import shake
 

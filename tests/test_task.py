@@ -10,7 +10,8 @@ import pytest
 
 import tiny
 from featherweight import InputError, Task, load_task
-from featherweight.task import pieces, split
+from featherweight.rows import pieces
+from featherweight.task import split
 
 
 def refused(path: Path, **columns: Any) -> str:

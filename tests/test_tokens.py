@@ -11,7 +11,7 @@ from tokenizers import normalizers
 import featherweight as fw
 import tiny
 from featherweight import InputError, Task, load_task
-from featherweight.task import Row
+from featherweight.rows import Row
 from featherweight.tokens import IGNORE, Example, Writer, writer_for
 from tiny import BOS, EOS
 

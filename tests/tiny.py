@@ -1,4 +1,4 @@
-"""A tiny random Llama and T5 as folders, with a real tokenizer trained on a few sentences, and data files."""
+"""A tiny random Llama, T5 and BERT as folders, with a real tokenizer trained on a few sentences, and data files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 PAD, EOS, BOS = 0, 1, 2
 LABELS = ("bad", "fine", "very bad")
@@ -28,7 +36,9 @@ CHAT = (
 )
 
 
-def tokenizer(*, bos: bool = False, eos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(
+    *, bos: bool = False, eos: bool = False, chat: bool = False, pairs: bool = False
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE: every text can be written, and spaces belong to words as in GPT-2 or Llama 3."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,8 +51,13 @@ def tokenizer(*, bos: bool = False, eos: bool = False, chat: bool = False) -> Pr
         ),
     )  # fmt: skip
     single = ("<bos> " if bos else "") + "$A" + (" <eos>" if eos else "")
-    raw.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+    pair = {"pair": single + " $B:1 <eos>:1"} if pairs else {}
+    specials = [("<bos>", BOS), ("<eos>", EOS)]
+    raw.post_processor = processors.TemplateProcessing(single=single, **pair, special_tokens=specials)
+    more = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if pairs else {}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", **more
+    )
     if chat:
         fast.chat_template = CHAT
     return fast
@@ -65,6 +80,17 @@ def save_t5(folder: Path, *, seed: int = 0) -> Path:
         dropout_rate=0.0, initializer_factor=1.5, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD,
     )  # fmt: skip
     return _save(T5ForConditionalGeneration, config, words, folder, seed)
+
+
+def save_bert(folder: Path, *, cls: Any = BertModel, context: int = 64, seed: int = 0, **config: Any) -> Path:
+    """The stack alone unless another class is named, with a tokenizer that writes pairs as BERT's does."""
+    words = tokenizer(bos=True, eos=True, pairs=True)
+    shape = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=context, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD, **config,
+    )  # fmt: skip
+    return _save(cls, shape, words, folder, seed)
 
 
 def _save(cls: Any, config: Any, words: PreTrainedTokenizerFast, folder: Path, seed: int) -> Path:

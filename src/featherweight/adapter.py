@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import InputError
-from .sites import classifier_heads, whole_sites
+from .sites import whole_names, whole_sites
 
 
 class Part(nn.Module):
@@ -92,7 +92,7 @@ class Method:
     """The default learning rate, measured per method by `benchmarks/tune.py`: one rate for all is unfair."""
 
     modules_to_save: tuple[str, ...] | None = None
-    """Modules that are trained as a whole and saved with the adapter; by default a classifier's head, else none."""
+    """Modules that are trained as a whole and saved with the adapter; a classifier's head always is."""
 
     def __post_init__(self) -> None:
         if errors := list(self.errors()):
@@ -188,7 +188,7 @@ def _built(
     model: nn.Module, method: Method, encode: Callable[[str], list[int]] | None
 ) -> tuple[Method, dict[str, Part]]:
     """The resolved method and all its parts, before any class is swapped."""
-    whole = classifier_heads(model) if method.modules_to_save is None else method.modules_to_save
+    whole = whole_names(model, method.modules_to_save)
     method = replace(method.resolve(model, encode), modules_to_save=whole or None)
     retrained = whole_sites(model, whole)
     built: dict[str, Part] = {path: Retrained(model.get_submodule(path)) for path in retrained}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ from .adapter import Method, attach, attached, facts, remember
 from .base import Base
 from .engine.train import Report, Settings, fit
 from .errors import InputError
+from .rows import Row, pieces
 from .scoring import EVAL_BATCH, Score, generate_from
 from .scoring import evaluate as score
-from .task import Row, Task, pieces
+from .task import Task
 from .tokens import Writer, writer_for
 
 
 def begin(base: Base, method: Method, task: Task, writer: Writer, *, seed: int = 0, name: str = "default") -> Method:
     """Attach a method to learn a task: seeded, starting from the task's instruction, knowing what `save` should tell."""
     torch.manual_seed(seed)
+    if base.fresh:  # what started random must go with the adapter
+        method = replace(method, modules_to_save=(*(method.modules_to_save or ()), *base.fresh))
     method = attach(base.model, method.starting_from(task.instruction), name, encode=writer.plain)
     remember(base.model, name, base=base.name, dtype=str(base.model.dtype).removeprefix("torch."), **task.about)
     return method
@@ -78,6 +82,8 @@ def generate(
 
     Without it the model's chat template is used where it has one; `raw` sends the text as it is.
     """
+    if base.classifies:
+        raise InputError(f"{base.name} is an encoder: it answers with a class and writes no text; use evaluate")
     about = facts(base.model) if about is None else about
     writer = writer_for(base, None, methods=attached(base.model).values())
     ids = []

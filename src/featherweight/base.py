@@ -1,7 +1,7 @@
 """Where a base model comes from, and how it is placed.
 
 A base is named by a hub id, a folder as `save_pretrained` writes it, a `.gguf` file, or the name of the embedded
-default. Only safetensors and GGUF are read: pickled weights can run code, so they are refused.
+default or encoder. Only safetensors and GGUF are read: pickled weights can run code, so they are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ import torch
 from torch import nn
 
 from . import demo
+from .adapter import attached, living
+from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
+from .sites import is_classifier
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,6 +36,24 @@ class Base:
     tokenizer: Any
     name: str
     device: torch.device
+    fresh: tuple[str, ...] = ()
+    """Modules of an encoder's head that the checkpoint lacks: they start random, and every adapter must train them."""
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it answers with a class of its own head, not with words."""
+        return is_classifier(self.model)
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of its head, row by row; empty for a model that writes."""
+        return own_labels(self.model.config) if self.classifies else []
+
+    @property
+    def random(self) -> list[str]:
+        """The `fresh` modules that no live adapter has trained (by the rule of `modules_to_save`): answers mean nothing."""
+        own = [n for name in living(self.model) for n in attached(self.model)[name].modules_to_save or ()]
+        return [n for n in self.fresh if not n.endswith(tuple(own))]
 
     @property
     def encoder_decoder(self) -> bool:
@@ -44,6 +66,10 @@ class Base:
         config = self.model.config
         config = config if config.is_encoder_decoder else config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if self.classifies:  # RoBERTa and its kin count positions from behind the padding's
+            for path, module in self.model.named_modules():
+                if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                    limit = module.num_embeddings - module.padding_idx - 1
         return int(limit or 1_000_000)  # T5 has relative positions: no limit
 
 
@@ -86,6 +112,8 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained` for a model's name: a hub id or folder, and a GGUF file's name."""
     if name == demo.MODEL:
         return str(demo.model_folder(_unpack)), {}
+    if name == demo.ENCODER:
+        return str(demo.encoder_folder()), {}
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -134,19 +162,22 @@ def load_config(name: str) -> Any:
 
 
 def _auto_class(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+    if is_encoder(config):
+        return AutoModelForSequenceClassification
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def skeleton(config: Any) -> nn.Module:
-    """The model without weights, for counting: every tensor is on the meta device.
+def skeleton(config: Any, labels: Sequence[str] | None = None) -> nn.Module:
+    """The model without weights, for counting: every tensor is on the meta device. An encoder needs its task's labels.
 
     transformers 5 ties mT5's head to its embeddings whatever the configuration says, yet mT5 and mt0 were trained with
     a head of their own; mT5's is therefore given one here, as `load_base` finds it in the checkpoint.
     """
+    config = with_labels(config, labels) if is_encoder(config) else copy.deepcopy(config)
     with torch.device("meta"):
-        model = _auto_class(config).from_config(copy.deepcopy(config))
+        model = _auto_class(config).from_config(config)
     if config.model_type in ("mt5", "umt5"):
         _untie(model, torch.empty_like(model.lm_head.weight))
     return model
@@ -179,37 +210,52 @@ def _restore_untied_head(model: Any, source: str) -> None:
                 _untie(model, own)
 
 
-def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "auto") -> Base:
-    """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode."""
+def load_base(
+    name: str = demo.MODEL, labels: Sequence[str] | None = None, *, dtype: str = "auto", device: str = "auto"
+) -> Base:
+    """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode.
+
+    `labels` are those of the task, which an encoder needs for its head; other models do not look at them.
+    """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
-    source, extra = _source(name)
+    source, packed = _source(name)
+    extra = dict(packed)
     config = load_config(name)
+    if encoder := is_encoder(config):
+        extra |= {"config": with_labels(config, labels), "ignore_mismatched_sizes": True}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-        if extra:
+        tokenizer = AutoTokenizer.from_pretrained(source, **packed)
+        if packed:
             extra |= _dequantised()
-        model, loading = _auto_class(config).from_pretrained(
-            source, dtype=kind, use_safetensors=None if extra else True, output_loading_info=True, **extra
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what a checkpoint lacks starts the same in every load
+            model, loading = _auto_class(config).from_pretrained(
+                source, dtype=kind, use_safetensors=None if packed else True, output_loading_info=True, **extra
+            )
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise _explain(name, e) from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    if missing := sorted(loading["missing_keys"]):
+    fresh: tuple[str, ...] = ()
+    missing = sorted(loading["missing_keys"])
+    if encoder:
+        fresh, missing = fresh_modules(model, {*missing, *(key for key, *_ in loading["mismatched_keys"])})
+    if missing:
         raise InputError(
             f"model {name!r}: its file lacks {missing[0]} ({len(missing)} tensors in all), which would stay random; "
-            f"is it a language model that writes text ({type(model).__name__})?"
+            f"is it a {'model that reads text' if encoder else 'language model that writes text'} ({type(model).__name__})?"
         )
-    _restore_untied_head(model, source)
-    if extra:  # it is dense now, but would still claim to be quantised and refuse to be saved
+    if not encoder:
+        _restore_untied_head(model, source)
+    if packed:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None
         with suppress(AttributeError):
             del model.config.quantization_config
@@ -219,8 +265,9 @@ def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "aut
             model.set_attn_implementation("eager")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return Base(model.eval().to(place), tokenizer, name, place)
+    if not encoder:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return Base(model.eval().to(place), tokenizer, name, place, fresh)
 
 
 def _unpack(gguf: Path, folder: Path) -> None:
@@ -240,8 +287,10 @@ def _dequantised() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
     """Tells one base from another: `names-values`, hashes of names and shapes and of a sample of every frozen tensor.
+
+    `without` are paths of modules that an adapter replaces whole: what is under them is no matter.
 
     Values are rounded to bfloat16 first, so that a base has the same fingerprint in float32 and bfloat16. float16 rounds
     differently: its values are left out, as `names-float16`.
@@ -249,7 +298,7 @@ def fingerprint(model: nn.Module) -> str:
     names, values = hashlib.sha256(), hashlib.sha256()
     half = False
     for name, p in model.named_parameters():
-        if ".parts." in f".{name}":
+        if ".parts." in f".{name}" or any(name.startswith(f"{path}.") for path in without):
             continue
         names.update(f"{name}{tuple(p.shape)}".encode())
         half = half or p.dtype == torch.float16

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adapter import Method, attach, attached, detach, facts, parts, remember
+from .adapter import Method, Part, Retrained, attach, attached, detach, facts, parts, remember
 from .base import fingerprint, same_base
 from .errors import InputError, nearest
 from .methods import METHODS, method_class
-from .sites import is_encoder_decoder
+from .sites import is_classifier, is_encoder_decoder, whole_names, whole_sites
 
 CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "featherweight.json"
 
@@ -58,12 +58,14 @@ def save(
     base = base or about.get("base")
     if base is not None and Path(base).expanduser().exists():
         base = str(Path(base).expanduser().resolve())  # else the adapter would lose its base from another folder
+    own = parts(model, name)
     tensors = {
-        method.key(path, key): tensor.detach().cpu().contiguous()
-        for path, part in parts(model, name).items()
+        _key(method, path, part, key): tensor.detach().cpu().contiguous()
+        for path, part in own.items()
         for key, tensor in part.saved().items()
     }
-    ours = {**about, "base": base, "fingerprint": fingerprint(model)}
+    whole = [path for path, part in own.items() if isinstance(part, Retrained)]
+    ours = {**about, "base": base, "fingerprint": fingerprint(model, without=whole)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
@@ -78,6 +80,17 @@ def save(
     return folder
 
 
+def _key(method: Method, path: str, part: Part, name: str) -> str:
+    """The on-disk name of a tensor. HF PEFT puts one wrapper less around the model for prompts than for layers."""
+    if not isinstance(part, Retrained):
+        return method.key(path, name)
+    return f"base_model.{path}.{name}" if hasattr(method, "num_virtual_tokens") else f"base_model.model.{path}.{name}"
+
+
+def _task_type(model: nn.Module) -> str:
+    return "SEQ_CLS" if is_classifier(model) else "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -86,7 +99,7 @@ def _config(model: nn.Module, name: str, base: str | None) -> dict[str, Any]:
     method = attached(model)[name]
     config: dict[str, Any] = {
         "peft_type": method.peft_type,
-        "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM",
+        "task_type": _task_type(model),
         "base_model_name_or_path": base,
         "inference_mode": True,
         **method.config(model, parts(model, name)),
@@ -165,7 +178,8 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
     folder = Path(folder)
     method = read_method(folder)
     about = read_about(folder)
-    made_for, here = about.get("fingerprint"), fingerprint(model)
+    whole = whole_sites(model, whole_names(model, method.modules_to_save))
+    made_for, here = about.get("fingerprint"), fingerprint(model, without=whole)
     if made_for is not None and not same_base(made_for, here):
         wanted = about.get("base") or "an unnamed base"
         raise InputError(
@@ -198,7 +212,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _restore(model: nn.Module, name: str, method: Method, tensors: dict[str, Tensor], folder: Path) -> None:
     expected = {
-        path: {key: (method.key(path, key), t.shape) for key, t in part.saved().items()}
+        path: {key: (_key(method, path, part, key), t.shape) for key, t in part.saved().items()}
         for path, part in parts(model, name).items()
     }
     names = {disk: shape for part in expected.values() for disk, shape in part.values()}

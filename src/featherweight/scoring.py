@@ -1,7 +1,8 @@
 """How good is it? Labels by scoring, texts by generating; accuracy always with n and an interval.
 
 A label's score is the log-probability of all its tokens after the prompt. The prompt is read once: where every label
-is one token, a single forward pass answers a row; the further tokens of longer labels continue from its cache.
+is one token, a single forward pass answers a row; the further tokens of longer labels continue from its cache. A
+classifier has a head that scores the labels itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from .adapter import attached
 from .base import Base
 from .engine.batches import readable
-from .engine.loss import logits_at
+from .engine.loss import class_logits, logits_at
 from .errors import InputError
 from .task import Task
 from .tokens import Example, Writer
@@ -85,6 +86,14 @@ def evaluate(
     `metric`: `labels` scores every label, `exact_match` compares generated text, `auto` takes the first where the task
     has labels. `on_batch(rows done, rows right)` reports progress.
     """
+    if base.classifies and metric == "exact_match":
+        raise InputError(
+            f"metric exact_match needs a model that writes text, and {base.name} answers with a class; use labels"
+        )
+    if base.random:
+        raise InputError(
+            f"the {base.random[0]} of {base.name} is random: it has no head for these labels before an adapter has trained one"
+        )
     metric = ("labels" if task.labels else "exact_match") if metric == "auto" else metric
     if metric == "labels" and not task.labels:
         raise InputError("metric labels needs a task with labels; use exact_match")
@@ -92,7 +101,7 @@ def evaluate(
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))  # if memory runs out, then at once
     answers: dict[int, str] = {}
     seconds, batches, right = 0.0, 0, 0
-    label_ids = writer.label_ids(task.labels) if metric == "labels" else []
+    label_ids = writer.label_ids(task.labels) if metric == "labels" and not base.classifies else []
     base.model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -119,7 +128,9 @@ def evaluate(
 
 
 def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]]) -> Float[Tensor, "rows labels"]:
-    """Log-probability of every label, all its tokens, given each row's prompt."""
+    """Log-probability of every label, all its tokens, given each row's prompt; or what a classifier's own head says."""
+    if base.classifies:
+        return class_logits(base.model, readable(base, [r.ids for r in rows], [r.types for r in rows])).log_softmax(-1)
     inputs = readable(base, [r.prompt for r in rows])
     if base.encoder_decoder:
         return _decoded_scores(base, inputs, labels)

@@ -23,6 +23,7 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"), ("query_key_value",)),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "layoutlm"), ("query", "value")),
+    "distilbert": ("q_lin", "v_lin"),  # not in HF PEFT's table
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     "phi3": ("qkv_proj",),  # not in HF PEFT's table: Phi-3 fuses q, k and v
     "deberta-v2": ("query_proj", "value_proj"),
@@ -38,6 +39,8 @@ IA3_TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), (("c_attn",), ("mlp.c_proj",))),
     "bloom": (("query_key_value",), ("mlp.dense_4h_to_h",)),
     **dict.fromkeys(("bert", "roberta"), (("key", "value"), ("output.dense",))),
+    "distilbert": (("k_lin", "v_lin"), ("ffn.lin2",)),  # not in HF PEFT's table
+    "modernbert": (("Wqkv",), ("mlp.Wo",)),  # not in HF PEFT's table
     "opt": (("q_proj", "k_proj"), ("fc2",)),
     "gptj": (_QV, ("fc_out",)),
     **dict.fromkeys(("gpt_neox", "RefinedWebModel", "RefinedWeb", "falcon"), (("query_key_value",), ("dense_4h_to_h",))),
@@ -141,8 +144,9 @@ def default_lora_targets(model: nn.Module) -> tuple[str, ...]:
     if (targets := LORA_TARGETS.get(model_type(model))) is not None:
         return targets
     leaves = {p.rsplit(".", 1)[-1] for p, m in _candidates(model).items() if is_linear(m)}
-    if set(_QV) <= leaves:
-        return _QV
+    for pair in (_QV, ("query", "value")):  # the second are those of BERT's many descendants
+        if set(pair) <= leaves:
+            return pair
     raise InputError(
         f"no default target modules are known for the architecture {model_type(model)!r}; "
         f'set target_modules to some of: {", ".join(sorted(leaves))}, or to "{ALL_LINEAR}"'
@@ -162,6 +166,8 @@ def default_ia3_targets(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, .
     leaves = {p.rsplit(".", 1)[-1] for p, m in _candidates(model).items() if is_linear(m)}
     if not outputs and {"k_proj", "v_proj", "down_proj"} <= leaves:
         outputs, inputs = ("k_proj", "v_proj"), ("down_proj",)
+    if not outputs and {"query", "key", "value"} <= leaves:
+        outputs, inputs = IA3_TARGETS["bert"]
     if not outputs:
         raise InputError(
             f"no default target modules are known for the architecture {model_type(model)!r}; "
@@ -174,6 +180,9 @@ def default_ia3_targets(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, .
     return outputs + inputs, inputs
 
 
+_HEADS = ("classifier", "score")
+
+
 def is_classifier(model: nn.Module) -> bool:
     """Whether the model answers with a class of its own head (`…ForSequenceClassification`), not with words."""
     return type(model).__name__.endswith("ForSequenceClassification")
@@ -181,17 +190,27 @@ def is_classifier(model: nn.Module) -> bool:
 
 def classifier_heads(model: nn.Module) -> tuple[str, ...]:
     """The names of a classifier's head, which a new task always trains; for other models none."""
-    return tuple(n for n in ("classifier", "score") if n in model._modules) if is_classifier(model) else ()
+    return tuple(n for n in _HEADS if n in model._modules) if is_classifier(model) else ()
+
+
+def whole_names(model: nn.Module, modules_to_save: tuple[str, ...] | None) -> tuple[str, ...]:
+    """`modules_to_save` with a classifier's head, which always belongs there; HF PEFT writes both its names, or twice."""
+    wanted = modules_to_save or ()
+    if is_classifier(model):
+        wanted = tuple(n for n in wanted if n not in _HEADS) + classifier_heads(model)
+    return tuple(dict.fromkeys(wanted))
 
 
 def whole_sites(model: nn.Module, modules_to_save: tuple[str, ...]) -> list[str]:
-    """Paths of the modules that `modules_to_save` names (by a path's ending, as HF PEFT does)."""
+    """Paths of the modules that `modules_to_save` names: by any ending, as HF PEFT does (so DistilBERT's `classifier` also
+    names its `pre_classifier`). What lies inside one of them comes with it."""
     base = _candidates(model)
     for name in modules_to_save:
-        if not any(matches(p, (name,)) for p in base):
+        if not any(p.endswith(name) for p in base):
             leaves = {p.rsplit(".", 1)[-1] for p in base}
             raise InputError(f"modules_to_save: this model has no module {name!r}; {nearest(name, leaves)}")
-    return [p for p in base if matches(p, modules_to_save)]
+    found = [p for p in base if p.endswith(modules_to_save)]
+    return [p for p in found if not any(p.startswith(f"{outer}.") for outer in found)]
 
 
 def path_of(model: nn.Module, module: nn.Module) -> str:
@@ -202,6 +221,12 @@ def path_of(model: nn.Module, module: nn.Module) -> str:
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether the model reads with an encoder and writes with a decoder (T5, BART)."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def prompted(model: Any) -> tuple[str, str | None]:
+    """Like `stacks`, where a prompt goes: before a classifier as a whole, because what follows its stack (a mean over the
+    tokens) must see the prompt and the mask that has room for it. So does HF PEFT."""
+    return ("", None) if is_classifier(model) else stacks(model)
 
 
 def stacks(model: Any) -> tuple[str, str | None]:

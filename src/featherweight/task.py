@@ -2,41 +2,22 @@
 
 Two kinds. Classification has a text and a label: the row is written with a template and every label's tokens are
 scored, so the answer is always one of the labels. Instructions have a prompt and a response, or chat messages that
-are written with the model's own chat template.
-
-A row is a list of spans, `(text, trained)`: the loss is taken on the trained ones only.
+are written with the model's own chat template. How one row is read and written is in `rows`.
 """
 
 from __future__ import annotations
 
 import random
-import string
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import data
-from .errors import InputError, nearest
+from .errors import InputError
+from .rows import Reader, Row
 
-TEXT_NAMES = ("text", "sentence", "review", "content", "snippet", "tweet", "title", "question", "input")
-LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "intent", "emotion", "topic")
-PROMPT_NAMES = ("prompt", "instruction", "question", "input", "query")
-RESPONSE_NAMES = ("response", "completion", "output", "answer", "target")
-CONTEXT_NAMES = ("input", "context")  # what an instruction is about (Alpaca's input, a question's context)
-MESSAGES_NAMES = ("messages", "conversations", "conversation", "chat")
 MAX_LABELS = 50
-
-
-@dataclass(frozen=True)
-class Row:
-    """One example. `spans` are (text, trained); `answer` is what a perfect model writes."""
-
-    spans: tuple[tuple[str, bool], ...]
-    answer: str
-    place: str
-    label: int | None = None
-    messages: tuple[dict[str, str], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +49,11 @@ class Task:
             "held_out": self.held_out,
         }
 
+    def in_order(self, labels: Sequence[str]) -> Task:
+        """The same task with its labels in this order: that of a head's rows."""
+        known = list(labels)
+        return replace(self, labels=known, train=_labelled(self.train, known), test=_labelled(self.test, known))
+
     @property
     def instruction(self) -> str:
         """The task in words: what prompts and prefixes start from."""
@@ -98,7 +84,7 @@ def load_task(
     """
     splits = data.read(source)
     main = splits.get("train") or next(iter(splits.values()))
-    reader = _Reader(main, text_column, label_column, prompt_column, response_column, template, labels)
+    reader = Reader(main, text_column, label_column, prompt_column, response_column, template, labels)
     rows, made = reader.rows(main), dict[str, Any]()
     if test_only:
         train, test = [], [row for part in splits.values() for row in reader.rows(part)]
@@ -208,161 +194,3 @@ def _sample(rows: list[Row], n: int, seed: int) -> list[Row]:
         return rows
     rest, sampled = split(rows, n / len(rows), seed + 1)
     return (sampled + rest)[:n]  # the rest fills up where labels are too rare for a share of their own
-
-
-def _no_column(source: str, wanted: str, columns: list[str]) -> str:
-    """What exists, and what was probably meant."""
-    hint = nearest(wanted, columns)
-    near = f"; {hint}" if hint.startswith("did you mean") else ""
-    return f"{source} has no column {wanted!r}{near}; its columns are: {', '.join(columns)}"
-
-
-def pieces(template: str) -> tuple[list[tuple[str, str]], str]:
-    """A template as its (text before, column) pairs and the text after the last column; doubled braces are plain ones.
-
-    Raises `ValueError` for braces that do not match.
-    """
-    columns: list[tuple[str, str]] = []
-    text = ""
-    for literal, name, _, _ in string.Formatter().parse(template):
-        text += literal
-        if name is not None:
-            columns.append((text, name))
-            text = ""
-    return columns, text
-
-
-def pick(columns: Iterable[str], names: Sequence[str], flag: str, wanted: str | None, source: str) -> str | None:
-    """The wanted column, checked, or the first of the usual names that exists."""
-    columns = list(columns)
-    if wanted is not None:
-        if wanted not in columns:
-            raise InputError(f"{flag}: {_no_column(source, wanted, columns)}")
-        return wanted
-    lower = {c.lower(): c for c in columns}
-    return next((lower[n] for n in names if n in lower), None)
-
-
-class _Reader:
-    """Turns table rows into `Row`s: finds the columns once, then writes each row the same way."""
-
-    def __init__(
-        self, rows: data.Rows, text: str | None, label: str | None, prompt: str | None, response: str | None,
-        template: str | None, labels: Sequence[str] | None,
-    ) -> None:  # fmt: skip
-        columns, source = rows.columns, rows.source
-        self.messages_column = self.label_column = self.prompt_column = self.response_column = self.context_column = (
-            None
-        )
-        wants_instructions = prompt is not None or response is not None
-        wants_labels = text is not None or label is not None
-        if wants_instructions and wants_labels:
-            raise InputError(
-                "give --text-column and --label-column, or --prompt-column and --response-column, not both kinds"
-            )
-        if not wants_instructions:
-            self.label_column = pick(columns, LABEL_NAMES, "--label-column", label, source)
-            self.text_column = pick(columns, TEXT_NAMES, "--text-column", text, source)
-        if self.label_column and (self.text_column or template):
-            self.kind = "classification"
-            self.template = template or f"{{{self.text_column}}}\n{self.label_column.replace('_', ' ').capitalize()}:"
-            self._check_template(columns, source)
-            return
-        if wants_labels:
-            lacking = "--text-column" if self.label_column else "--label-column"
-            raise InputError(f"data: name the {lacking} too; the columns of {source} are: {', '.join(columns)}")
-        self.label_column, self.kind, self.template = None, "instructions", template or "{prompt}"
-        if "{prompt}" not in self.template:
-            raise InputError(
-                f"--template {template!r} needs {{prompt}} in it: without labels, it is written around the prompt"
-            )
-        if not wants_instructions and (found := pick(columns, MESSAGES_NAMES, "", None, source)):
-            self.messages_column = found
-            return
-        self.prompt_column = pick(columns, PROMPT_NAMES, "--prompt-column", prompt, source)
-        self.response_column = pick(columns, RESPONSE_NAMES, "--response-column", response, source)
-        if not (self.prompt_column and self.response_column):
-            raise InputError(
-                f"data: {source} has the columns {', '.join(columns)}; name a text and a label with --text-column and "
-                f"--label-column, or a prompt and a response with --prompt-column and --response-column"
-            )
-
-        others = [c for c in columns if c not in (self.prompt_column, self.response_column)]
-        self.context_column = pick(others, CONTEXT_NAMES, "", None, source)
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns that are read, by the name of their flag."""
-        flags = ("text_column", "label_column", "prompt_column", "response_column")
-        return {flag: column for flag in flags if (column := getattr(self, flag, None))}
-
-    def _check_template(self, columns: list[str], source: str) -> None:
-        try:
-            self.head, self.tail = pieces(self.template)
-        except ValueError as e:
-            raise InputError(f"--template {self.template!r} is malformed: {e}; write columns as {{name}}") from None
-        if not self.head:
-            raise InputError(f"--template {self.template!r} names no column; write one as {{{columns[0]}}}")
-        if unknown := [name for _, name in self.head if name not in columns]:
-            raise InputError(f"--template: {_no_column(source, unknown[0], columns)}")
-        if any(name == self.label_column for _, name in self.head):
-            raise InputError(
-                f"--template {self.template!r} gives the answer away: it holds the label {self.label_column!r}"
-            )
-
-    def rows(self, table: data.Rows) -> list[Row]:
-        """All rows of a table, written out."""
-        write = self._classified if self.label_column else self._chat if self.messages_column else self._instructed
-        return [write(row, place) for row, place in zip(table.rows, table.places, strict=True)]
-
-    def _value(self, row: dict[str, Any], column: str | None, place: str) -> str:
-        if column not in row:
-            raise InputError(f"data: {place}: there is no column {column!r}; there are: {', '.join(row)}")
-        if not (value := _text(row[column])):
-            raise InputError(f"data: {place}: the column {column!r} is empty")
-        return value
-
-    def _classified(self, row: dict[str, Any], place: str) -> Row:
-        label = self._value(row, self.label_column, place)
-        head = ""
-        for before, column in self.head:  # further columns (a title, a second sentence) may be empty, the text may not
-            needed = column == self.text_column or len(self.head) == 1 or column not in row
-            head += before + (self._value(row, column, place) if needed else _text(row[column]))
-        return Row(((head, False), (self.tail, False), (label, True)), label, place)
-
-    def _instructed(self, row: dict[str, Any], place: str) -> Row:
-        prompt = self._value(row, self.prompt_column, place)
-        if context := _text(row.get(self.context_column or "")):
-            prompt += "\n\n" + context
-        prompt = self.template.replace("{prompt}", prompt)
-        response = self._value(row, self.response_column, place)
-        chat = ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})
-        return Row(((prompt, False), (response, True)), response, place, messages=chat)
-
-    def _chat(self, row: dict[str, Any], place: str) -> Row:
-        found = row.get(self.messages_column or "")
-        if not isinstance(found, list) or not found:
-            raise InputError(f"data: {place}: {self.messages_column!r} must be a list of messages")
-        messages = tuple(_message(m, place) for m in found)
-        if messages[-1]["role"] != "assistant" or len(messages) < 2:
-            raise InputError(f"data: {place}: the last message must be the assistant's, after another's")
-        prompt = "\n".join(m["content"] for m in messages[:-1])
-        return Row(
-            ((prompt, False), (messages[-1]["content"], True)), messages[-1]["content"], place, messages=messages
-        )
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _message(message: Any, place: str) -> dict[str, str]:
-    """`{"role", "content"}`, or ShareGPT's `{"from", "value"}`."""
-    if isinstance(message, dict):
-        role = message.get("role") or {"human": "user", "gpt": "assistant"}.get(
-            str(message.get("from")), message.get("from")
-        )
-        content = message.get("content", message.get("value"))
-        if role in ("system", "user", "assistant") and isinstance(content, str):
-            return {"role": role, "content": content}
-    raise InputError(f"data: {place}: a message needs a role (system, user or assistant) and a content text")

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from .errors import InputError
-from .task import Row, Task
+from .rows import Row
+from .task import Task
 
 IGNORE = -100
 """The label of a token that is read but not learned."""
@@ -20,13 +21,16 @@ class Example:
     """Token ids of one row. `prompt` is what the model reads before it answers.
 
     For a decoder `ids` is the whole row and `targets` has its length, `IGNORE` where nothing is learned;
-    for an encoder–decoder `ids` is what the encoder reads and `targets` what the decoder writes.
+    for an encoder–decoder `ids` is what the encoder reads and `targets` what the decoder writes;
+    for a classifier with a head of its own `ids` is the text and `targets` the number of its label.
     """
 
     ids: list[int]
     targets: list[int]
     prompt: list[int]
     row: Row
+    types: list[int] | None = None
+    """Which text of a pair each token is of, for tokenizers that say so."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Writer:
     tokenizer: Any
     encoder_decoder: bool
     max_length: int
+    classifies: bool = False
+    """The model has a head for the labels: it reads the texts alone and no label is written."""
     label_room: int = 0
     """Tokens of the longest label: every text is cut as if it had that one, or its length would tell the answer."""
 
@@ -89,6 +95,8 @@ class Writer:
 
         A classified text loses its end, a conversation its beginning; template and answer survive.
         """
+        if self.classifies:
+            return self._texts(row)
         before, after = self._specials
         spans = self._spans(row)
         if self.chats(row):
@@ -110,6 +118,16 @@ class Writer:
         targets = [IGNORE] * len(before) + [i if trained else IGNORE for span, trained in spans for i in span]
         last = len(ids) - len(spans[-1][0])
         return Example(ids, targets, ids[:last], row), excess > 0
+
+    def _texts(self, row: Row) -> tuple[Example, bool]:
+        """One text, or two as the tokenizer's pair, with its own special tokens; more are lines of one text."""
+        texts = row.texts if len(row.texts) <= 2 else ("\n".join(row.texts),)
+        full = self.tokenizer(*texts, verbose=False)
+        cut = len(full.input_ids) > self.max_length
+        if cut:
+            full = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
+        types = full.get("token_type_ids") if len(texts) == 2 else None
+        return Example(full.input_ids, [] if row.label is None else [row.label], full.input_ids, row, types), cut
 
     def prompt(self, row: Row) -> list[int]:
         """The tokens that the model reads before it answers this row."""
@@ -165,8 +183,13 @@ def _turns(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> list[tuple[s
 
 def writer_for(base: Any, max_length: int | None, labels: Sequence[str] = (), methods: Iterable[Any] = ()) -> Writer:
     """The writer of a loaded base. Rows never exceed its context, whatever the methods put in front of them."""
+    if base.classifies and list(labels) != base.labels:
+        raise InputError(
+            f"{base.name} was loaded for the labels {', '.join(base.labels)}, and this task has {', '.join(labels) or 'none'}: "
+            f"load it with labels=task.labels"
+        )
     context = base.context - max((getattr(m, "num_virtual_tokens", 0) for m in methods), default=0)
-    writer = Writer(base.tokenizer, base.encoder_decoder, min(max_length or context, context))
+    writer = Writer(base.tokenizer, base.encoder_decoder, min(max_length or context, context), base.classifies)
     return replace(writer, label_room=max((len(writer.answer(label)) + 1 for label in labels), default=0))
 
 

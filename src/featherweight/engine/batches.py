@@ -26,10 +26,13 @@ WINDOW = 32  # batches whose rows are sorted by length together; within a window
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one step: the model's inputs, and at which outputs which token is the answer."""
+    """Tensors of one step: the model's inputs, and at which outputs which token is the answer.
+
+    Where `where` is None, the model has a head of its own, and the targets are one class per row.
+    """
 
     inputs: dict[str, Tensor]
-    where: Bool[Tensor, "batch seq"]
+    where: Bool[Tensor, "batch seq"] | None
     targets: Int[Tensor, " labelled"]
     examples: list[Example]
 
@@ -64,19 +67,30 @@ def pad(rows: Sequence[list[int]], value: int, left: bool) -> Int[Tensor, "batch
     return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill, strict=True)])
 
 
-def readable(base: Base, ids: Sequence[list[int]]) -> dict[str, Tensor]:
-    """What the model reads: ids, mask and, for decoders that take them, positions that do not count the padding."""
-    left = not base.encoder_decoder
+def readable(
+    base: Base, ids: Sequence[list[int]], types: Sequence[list[int] | None] | None = None
+) -> dict[str, Tensor]:
+    """What the model reads: ids, mask and, for decoders that take them, positions that do not count the padding.
+
+    `types` tells the texts of a pair apart, for the encoders that look at it.
+    """
+    left = not (base.encoder_decoder or base.classifies)
     input_ids = pad(ids, base.tokenizer.pad_token_id, left)
     mask = pad([[1] * len(i) for i in ids], 0, left)
     inputs = {"input_ids": input_ids, "attention_mask": mask}
-    if left and "position_ids" in inspect.signature(type(base.model).forward).parameters:
+    taken = inspect.signature(type(base.model).forward).parameters
+    if left and "position_ids" in taken:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    if types and "token_type_ids" in taken and any(types):
+        inputs["token_type_ids"] = pad([t or [0] * len(i) for t, i in zip(types, ids, strict=True)], 0, left)
     return {k: v.to(base.device) for k, v in inputs.items()}
 
 
 def collate(base: Base, examples: list[Example]) -> Batch:
     """One training batch. The last token of a decoder's row is only ever an answer, so it is not read."""
+    if base.classifies:
+        classes = torch.tensor([e.targets[0] for e in examples], device=base.device)
+        return Batch(readable(base, [e.ids for e in examples], [e.types for e in examples]), None, classes, examples)
     if base.encoder_decoder:
         inputs = readable(base, [e.ids for e in examples])
         targets = pad([e.targets for e in examples], IGNORE, left=False)
@@ -118,8 +132,8 @@ def pack(base: Base, examples: list[Example]) -> Batch:
 @torch.no_grad()
 def check_packing(base: Base) -> None:
     """Raise `InputError` where a model's texts see each other in a packed row: found out by trying."""
-    if base.encoder_decoder:
-        raise InputError("packing is for decoders: an encoder–decoder has no positions that could begin again")
+    if base.encoder_decoder or base.classifies:
+        raise InputError("packing is for decoders: an encoder's positions cannot begin again within a row")
     ids = torch.arange(12, device=base.device)[None] % base.model.get_input_embeddings().num_embeddings
     positions = (torch.arange(12, device=base.device) % 6)[None]
     other = ids.clone()

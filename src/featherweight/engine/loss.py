@@ -3,7 +3,8 @@
 With 49,000–250,000 words in the vocabulary, the output head and its float32 softmax cost more than the layers — and all
 but a few positions of a row carry no label. So the head is shown the labelled positions only: a hook in front of it
 gathers them, (batch, seq, width) → (labelled, width), and whatever the model does after its head (soft-capping, bias)
-works on what is left. The loss is the mean over all labelled tokens of the batch, in float32.
+works on what is left. The loss is the mean over all labelled tokens of the batch, in float32. (A classifier has a head of
+its own and one label a row: its loss is the mean over the rows.)
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ def logits_at(
     return out.float()
 
 
+def class_logits(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "rows classes"]:
+    """Float32 logits of a classifier's own head."""
+    logits: Tensor = model(**inputs).logits
+    return logits.float()
+
+
 def labelled_loss(model: Any, batch: Batch, labelled: int | None = None) -> Float[Tensor, ""]:
-    """Cross-entropy summed over the labelled tokens of the batch, in nats, over `labelled`: by default its own tokens."""
-    logits = logits_at(model, batch.inputs, batch.where)
+    """Cross-entropy summed over the labelled tokens (or rows) of the batch, in nats, over `labelled`: by default its own."""
+    logits = class_logits(model, batch.inputs) if batch.where is None else logits_at(model, batch.inputs, batch.where)
     return F.cross_entropy(logits, batch.targets, reduction="sum") / (labelled or batch.targets.numel())

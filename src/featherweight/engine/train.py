@@ -104,6 +104,10 @@ def fit(
         raise InputError("a float16 base cannot be trained here: its gradients underflow; use bfloat16 or float32")
     if not examples:
         raise InputError("nothing to train on: no rows")
+    if base.random:
+        raise InputError(
+            f"the {base.random[0]} of {base.name} is random and must be trained too: name it in modules_to_save"
+        )
     if settings.packing:
         check_packing(base)
     tensors = pack if settings.packing else collate

@@ -73,6 +73,12 @@ class PrefixTuning(Method):
 
     def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> PrefixTuning:
         """Tokenise the text to start from; without any, start from random words."""
+        stack = model.get_submodule(self.sites(model)[0])
+        if "past_key_values" not in argument_names(stack):
+            raise InputError(
+                f"Prefix-Tuning needs a model whose layers take keys and values from a cache, and {type(stack).__name__} has "
+                f"none; choose LoRA, (IA)³ or Prompt Tuning"
+            )
         if self.init_text is None or self.init_ids is not None:
             return self
         if encode is None:
@@ -121,6 +127,7 @@ class PrefixTuningPart(Part):
         stack: Any = model.get_submodule(path)
         self.names = argument_names(stack)
         self.config: Any = model.config
+        self.classifies = sites.is_classifier(model)
         self.crosses = sites.is_encoder_decoder(model)
         self.n, self.geometry = method.num_virtual_tokens, _geometry(model.config)
         layers, heads, size = self.geometry
@@ -171,7 +178,7 @@ class PrefixTuningPart(Part):
         packed, given = is_packed(kw), kw.get("position_ids")
         mask, padding = mask_and_padding(kw, self.n)
         kw["attention_mask"] = packed_mask(self.config, self.dtype, kw["position_ids"], self.n) if packed else mask
-        if "position_ids" in self.names:
+        if "position_ids" in self.names and not self.classifies:  # an encoder counts for itself, RoBERTa in its own way
             kw["position_ids"] = text_positions(given, mask, self.n, x.shape[1])
         cache, stack = kw.get("past_key_values"), self.__dict__["stack"]
         if past_length(cache) > 0:

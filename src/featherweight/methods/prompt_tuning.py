@@ -75,11 +75,11 @@ class PromptTuning(Method):
 
     def sites(self, model: nn.Module) -> list[str]:
         """The stack that reads the input; in an encoder–decoder also the decoder, whose mask must make room."""
-        return [path for path in sites.stacks(model) if path is not None]
+        return [path for path in sites.prompted(model) if path is not None]
 
     def part(self, model: nn.Module, path: str) -> Part:
         """The prompt in front of the reading stack."""
-        _, writer = sites.stacks(model)
+        _, writer = sites.prompted(model)
         stack = model.get_submodule(path)
         if path == writer:
             return WidenCrossMask(stack)
@@ -101,7 +101,7 @@ class PromptTuningPart(Prepend):
     """[P; E(x)] with P learned."""
 
     def __init__(self, stack: nn.Module, method: PromptTuning, encoder: bool) -> None:
-        super().__init__(stack, cut=not encoder)
+        super().__init__(stack, cut=not encoder and not sites.is_classifier(stack))
         self.n = method.num_virtual_tokens
         embed = self.__dict__["embed"]
         words: Tensor = embed.weight
