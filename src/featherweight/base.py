@@ -20,6 +20,7 @@ from torch import nn
 
 from . import demo
 from .errors import InputError
+from .quant import dense_shape, is_quantised, keep_gradients
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -209,6 +210,7 @@ def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "aut
             f"is it a language model that writes text ({type(model).__name__})?"
         )
     _restore_untied_head(model, source)
+    keep_gradients(model)  # before anything is evaluated
     if extra:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None
         with suppress(AttributeError):
@@ -244,22 +246,31 @@ def fingerprint(model: nn.Module) -> str:
     """Tells one base from another: `names-values`, hashes of names and shapes and of a sample of every frozen tensor.
 
     Values are rounded to bfloat16 first, so that a base has the same fingerprint in float32 and bfloat16. float16 rounds
-    differently: its values are left out, as `names-float16`.
+    differently, and so does every way of quantising: their values are left out, as `names-float16` or `names-quantised`,
+    with the shapes that the weights had. So an adapter trained on a quantised base loads on the base itself.
     """
     names, values = hashlib.sha256(), hashlib.sha256()
-    half = False
+    left_out = ""
     for name, p in model.named_parameters():
         if ".parts." in f".{name}":
             continue
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "weight" and is_quantised(module := model.get_submodule(layer)):
+            names.update(f"{name}{tuple(dense_shape(module))}".encode())
+            left_out = "quantised"
+            continue
         names.update(f"{name}{tuple(p.shape)}".encode())
-        half = half or p.dtype == torch.float16
+        left_out = left_out or ("float16" if p.dtype == torch.float16 else "")
         if p.is_floating_point() and not p.is_meta:
             sample = p.flatten()[:: max(1, p.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
             values.update(sample.cpu().numpy().tobytes())
-    return f"{names.hexdigest()[:8]}-{'float16' if half else values.hexdigest()[:8]}"
+    return f"{names.hexdigest()[:8]}-{left_out or values.hexdigest()[:8]}"
+
+
+_UNTOLD = {"float16", "quantised"}
 
 
 def same_base(one: str, other: str) -> bool:
     """Whether two fingerprints can be of the same base."""
     (names, values), (other_names, other_values) = one.split("-"), other.split("-")
-    return names == other_names and (values == other_values or "float16" in (values, other_values))
+    return names == other_names and (values == other_values or not {values, other_values}.isdisjoint(_UNTOLD))
