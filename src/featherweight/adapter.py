@@ -215,14 +215,14 @@ def attach(
     Raises `InputError` when no site matches or the name is taken; the model is then as it was.
     """
     _check_name(model, name)
+    keep_gradients(model)  # before the base runs: some methods start from what it computes
     others = living(model)
-    live(model)  # an adapter starts from the base, not from what others make of it
+    live(model, *folded(model))  # an adapter starts from the base, not from what others make of it
     try:
         method, built = _built(model, method, encode)
     finally:
         live(model, *others)
 
-    keep_gradients(model)
     state: _Attached = model.__dict__.setdefault("_featherweight", _Attached())
     if not state.methods:
         state.frozen = [p for p in model.parameters() if p.requires_grad]

@@ -13,7 +13,7 @@ ask here: one arm per kind, M methods + N kinds instead of M × N classes.
 bitsandbytes and torchao are optional and never imported from here: a layer of theirs is there only after they are.
 
 Linear8bitLt rounds its *inputs* to int8 too whenever it is not in training mode (that is LLM.int8()), so there its output
-differs from that of its own matrix by about a hundredth. Gradients flow through the matrix in either mode.
+differs from that of its own matrix, by a few hundredths in the tests. Gradients flow through the matrix in either mode.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _int8_like(old: Any, w: Tensor) -> Tensor:
 
 def _unknown(site: nn.Module) -> InputError:
     return InputError(
-        f"a {type(site).__name__} keeps its weight in a form that is not known here: known are nn.Linear, Conv1D, "
+        f"{type(site).__name__} keeps its weight in a form that is not known here: known are nn.Linear, Conv1D, "
         f"Linear4bit and Linear8bitLt of bitsandbytes, and torchao's int8"
     )
 
@@ -131,10 +131,11 @@ def dense_shape(site: nn.Module) -> torch.Size:
 def keep_gradients(model: nn.Module) -> None:
     """Keep the 4-bit layers of bitsandbytes trainable on CPUs with AVX512-BF16.
 
-    There a forward pass in evaluation mode repacks the weights for a kernel that has no gradient, `.train()` does not
-    undo it, and from then on training goes on silently with no gradients at all. So that kernel is switched off. The
-    switch stays off after `detach`. Weights that were repacked before are packed back by bitsandbytes' own inverse, which
-    rounds their scales to bfloat16: call this before the first evaluation, as `load_base` does, to lose nothing.
+    There a forward pass in evaluation mode repacks the weights for a kernel that has no gradient (and stops at layers
+    whose width it does not like), `.train()` does not undo it, and from then on training goes on with no gradients at all.
+    So that kernel is switched off, and stays off after `detach`. Weights that were repacked before are packed back by
+    bitsandbytes' own inverse, but their scales have been rounded to bfloat16: call this before the first evaluation, as
+    `load_base` does, to lose nothing.
     """
     for module in model.modules():
         if _is_4bit(module):
