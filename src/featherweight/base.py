@@ -225,11 +225,24 @@ def load_base(name: str = demo.MODEL, *, dtype: str = "auto", device: str = "aut
     return Base(model.eval().to(place), tokenizer, name, place)
 
 
+def save_base(base: Base, folder: Path) -> None:
+    """Write a model and its tokenizer as a folder of transformers. Raises `InputError` where it cannot be written."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise InputError(f"cannot write the model to {folder}: {str(e).splitlines()[0]}") from None
+    finally:
+        logging.enable_progress_bar()
+
+
 def _unpack(gguf: Path, folder: Path) -> None:
     """Unpack GGUF to bfloat16 safetensors, so that later loads take a second and other tools can read it."""
     loaded = load_base(str(gguf), dtype="bfloat16", device="cpu")
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    save_base(loaded, folder)
 
 
 def _dequantised() -> dict[str, Any]:

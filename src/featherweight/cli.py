@@ -23,6 +23,7 @@ from .config import (
     Config,
     EvaluateConfig,
     GenerateConfig,
+    MergeConfig,
     TrainConfig,
     merge,
     read_recipe,
@@ -149,6 +150,18 @@ def generate(config: GenerateConfig) -> None:
     from .run import run_generate
 
     raise typer.Exit(run_generate(config))
+
+
+@verb(MergeConfig)
+def merge_(config: MergeConfig) -> None:
+    """Fold an adapter into its base and save a plain model: a folder that transformers loads, tokenizer included.
+
+    For LoRA and (IA)³; prompts and prefixes are no weights and stay adapters. The base must be unquantised.
+    Example: `featherweight merge --adapter my-adapter --out my-model`
+    """
+    from .run import run_merge
+
+    raise typer.Exit(run_merge(config))
 
 
 @app.command()
