@@ -136,6 +136,12 @@ def test_every_verb_has_a_help_that_teaches(fw_cli: Cli, verb: str) -> None:
     assert "featherweight" in result.out
 
 
+def test_an_error_is_one_line_with_the_quantisers_installed_too() -> None:
+    done = process("methods", "--model", "nope.json")
+    assert done.returncode == 2
+    assert done.stderr == "featherweight: error: model: there is no file nope.json\n"
+
+
 def test_every_common_flag_is_there() -> None:
     common = {"model", "data", "steps", "epochs", "batch_size", "lr", "max_length", "seed", "dtype", "device", "out"}
     assert common | {"method"} <= TrainConfig.model_fields.keys()

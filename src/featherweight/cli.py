@@ -7,6 +7,7 @@ line with exit code 2; Ctrl-C saves what is there and exits with 130.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import types
@@ -194,6 +195,8 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 def main() -> None:
     """Entry point of `featherweight` and `fw`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # once installed, they remark on every start
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
     except InputError as e:
