@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchao.quantization import Int8WeightOnlyConfig, PerGroup, quantize_
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 import featherweight as fw
 import models
+import tiny
 from featherweight import quant
 from featherweight.adapter import parts, trainable
 from featherweight.base import fingerprint, same_base
@@ -338,3 +339,29 @@ def test_detaching_from_a_quantised_base_leaves_its_layers(kind: str) -> None:
 def test_nothing_is_imported_that_the_user_has_not() -> None:
     assert "import bitsandbytes" not in Path(quant.__file__).read_text()
     assert "import torchao" not in Path(quant.__file__).read_text()
+
+
+CONFIGS: dict[str, Any] = {
+    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+    "torchao_int8": TorchAoConfig(Int8WeightOnlyConfig()),
+}
+
+
+@every_kind
+def test_a_folder_that_transformers_saved_quantised_is_a_base_to_train_and_evaluate(tmp_path: Path, kind: str) -> None:
+    tiny.save_llama(tmp_path / "plain", width=WIDTH)
+    packed = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=CONFIGS[kind], dtype=torch.float32, device_map="cpu"
+    )
+    packed.save_pretrained(tmp_path / "packed")
+    tiny.tokenizer(bos=True, chat=True).save_pretrained(tmp_path / "packed")
+    base = fw.load_base(str(tmp_path / "packed"), dtype="float32")
+    assert sum(is_quantised(m) for m in base.model.modules()) == 14
+    assert not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in base.model.modules())
+    task = fw.load_task(str(tiny.write(tmp_path / "reviews.csv", tiny.reviews())))
+    before = fw.evaluate(base, task).predictions
+    report = fw.train(base, task, fw.LoRA(r=4, target_modules="all-linear"), steps=40, lr=1e-2)
+    assert sum(report.losses[-5:]) < sum(report.losses[:5]) / 2
+    fw.live(base.model)
+    assert fw.evaluate(base, task).predictions == before
