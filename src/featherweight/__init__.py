@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from .base import Base, load_base
     from .checkpoint import load, save
     from .errors import InputError
-    from .methods.adalora import AdaLoRA
     from .merging import merge, unmerge
+    from .methods.adalora import AdaLoRA
     from .methods.ia3 import IA3
     from .methods.lora import LoRA
     from .methods.p_tuning import PTuning
