@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -62,7 +63,7 @@ def test_help_answers_within_half_a_second() -> None:
     assert best < 0.5
 
 
-@pytest.mark.parametrize("verb", ["", "compare", "train", "evaluate", "generate", "methods"])
+@pytest.mark.parametrize("verb", ["", "compare", "train", "evaluate", "generate", "merge", "methods"])
 def test_help_and_a_usage_error_import_nothing_heavy(verb: str) -> None:
     code = (
         "import sys; from featherweight.cli import main; sys.argv = ['featherweight', *sys.argv[1:]]\n"
@@ -77,12 +78,19 @@ def test_help_and_a_usage_error_import_nothing_heavy(verb: str) -> None:
         assert done.stdout.splitlines()[-1] == " |".strip()
 
 
-@pytest.mark.parametrize("verb", ["compare", "train", "evaluate", "generate", "methods"])
+@pytest.mark.parametrize("verb", ["compare", "train", "evaluate", "generate", "merge", "methods"])
 def test_every_verb_has_a_help_that_teaches(fw_cli: Cli, verb: str) -> None:
     result = fw_cli(verb, "--help")
     assert result.code == 0
     assert "Example" in result.out
     assert "featherweight" in result.out
+
+
+def test_the_quantisers_remarks_are_kept_from_the_command_line(llama: Path) -> None:
+    assert importlib.util.find_spec("torchao")
+    done = process("methods", "--model", llama)
+    assert done.returncode == 0
+    assert done.stderr == ""
 
 
 def test_every_common_flag_is_there() -> None:
@@ -300,11 +308,11 @@ def test_a_place_that_cannot_be_written_is_refused(fw_cli: Cli, reviews: Path, l
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+@pytest.mark.parametrize("verb", ["evaluate", "generate", "merge"])
 def test_a_missing_or_broken_adapter_is_refused_before_the_model_loads(
     fw_cli: Cli, reviews: Path, adapter: Path, verb: str
 ) -> None:
-    more = ("--data", reviews) if verb == "evaluate" else ("--prompt", "x")
+    more = {"evaluate": ("--data", reviews), "generate": ("--prompt", "x"), "merge": ()}[verb]
     assert "there is no folder none" in complaint(fw_cli(verb, *more, "--adapter", "none"))
     Path("empty").mkdir()
     assert "has no adapter_config.json" in complaint(fw_cli(verb, *more, "--adapter", "empty"))
@@ -313,12 +321,12 @@ def test_a_missing_or_broken_adapter_is_refused_before_the_model_loads(
     assert "did you mean 'LORA'" in complaint(fw_cli(verb, *more, "--adapter", "odd"))
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+@pytest.mark.parametrize("verb", ["evaluate", "generate", "merge"])
 def test_an_adapter_of_another_base_is_refused_by_name(
     fw_cli: Cli, reviews: Path, adapter: Path, llama: Path, tmp_path: Path, verb: str
 ) -> None:
     other = tiny.save_llama(tmp_path / "other", seed=1)
-    more = ("--data", reviews) if verb == "evaluate" else ("--prompt", "x")
+    more = {"evaluate": ("--data", reviews), "generate": ("--prompt", "x"), "merge": ()}[verb]
     message = complaint(fw_cli(verb, *more, "--adapter", adapter, "--model", other))
     assert f"was made for another base: {llama}" in message
 
@@ -474,6 +482,66 @@ def test_generate_writes_an_adapters_prompts_as_they_were_trained(
     fw_cli("generate", "--adapter", adapter, "--prompt", "a film", "--raw")
     fw_cli("generate", "--model", llama, "--prompt", "a film")
     assert read == ["<bos>a film\nLabel:", "<bos>a film", "<|user|>\na film<eos>\n<|assistant|>\n"]
+
+
+def test_merge_writes_a_plain_model_that_says_what_the_adapter_said(
+    fw_cli: Cli, in_tmp: Path, adapter: Path, llama: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = fw.load_base(str(llama), dtype="float32")
+    plain = base.model(torch.arange(5, 25)[None]).logits
+    fw.load(base.model, adapter)
+    wanted = base.model(torch.arange(5, 25)[None]).logits
+    done = fw_cli("merge", "--adapter", adapter, "--out", "merged")
+    assert done.code == 0
+    assert f"merged into {llama} in float32; transformers loads it from merged" in done.err
+    assert {p.name for p in Path("merged").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert not list(Path("merged").glob("adapter*"))
+    model, loading = AutoModelForCausalLM.from_pretrained("merged", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    logits = model(torch.arange(5, 25)[None]).logits
+    assert (logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert (logits - plain).abs().max() > 1e-3 * plain.abs().max()
+    words = AutoTokenizer.from_pretrained("merged")
+    assert words("a fine film").input_ids == base.tokenizer("a fine film").input_ids
+    assert words.chat_template == base.tokenizer.chat_template
+    assert fw_cli("generate", "--model", "merged", "--prompt", "x", "--max-new-tokens", 2).code == 0
+
+
+def test_merge_keeps_the_type_that_the_base_is_stored_in(fw_cli: Cli, in_tmp: Path, adapter: Path, llama: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    half = fw.load_base(str(llama), dtype="bfloat16")
+    half.model.save_pretrained("half")
+    half.tokenizer.save_pretrained("half")
+    # A rounded base differs from the adapter's own only in values: its fingerprint is taken in bfloat16.
+    for options, wanted in (((), torch.bfloat16), (("--dtype", "float32"), torch.float32)):
+        out = f"merged-{wanted}"
+        done = fw_cli("merge", "--adapter", adapter, "--model", "half", "--out", out, *options)
+        assert done.code == 0, done.err
+        assert {t.dtype for t in load_file(f"{out}/model.safetensors").values()} == {wanted}
+
+
+@pytest.mark.usefixtures("no_model")
+def test_merge_refuses_what_cannot_be_merged_before_the_model_loads(
+    fw_cli: Cli, in_tmp: Path, adapter: Path, llama: Path
+) -> None:
+    assert "give --adapter" in complaint(fw_cli("merge", "--model", llama))
+    base = fw.load_base(str(llama), dtype="float32")
+    for method in (fw.PromptTuning(num_virtual_tokens=2), fw.PrefixTuning(num_virtual_tokens=2)):
+        fw.attach(base.model, method, encode=lambda _: [5])
+        fw.save(base.model, "prompt", base=str(llama))
+        fw.detach(base.model)
+        message = complaint(fw_cli("merge", "--adapter", "prompt", "--out", "merged"))
+        assert f"{method.title} cannot be merged" in message
+        assert not Path("merged").exists()
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    assert "--out full is in use" in complaint(fw_cli("merge", "--adapter", adapter, "--out", "full"))
 
 
 def test_the_saved_recipe_repeats_the_run(fw_cli: Cli, reviews: Path, llama: Path) -> None:

@@ -27,6 +27,7 @@ _WHERE = {
     "Task": "task", "load_task": "task",
     "train": "api", "evaluate": "api", "generate": "api",
     "save": "checkpoint", "load": "checkpoint",
+    "merge": "merging", "unmerge": "merging",
     "InputError": "errors",
 }  # fmt: skip
 __all__ = ["__version__", *sorted(_WHERE)]
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .base import Base, load_base
     from .checkpoint import load, save
     from .errors import InputError
+    from .merging import merge, unmerge
     from .methods.adalora import AdaLoRA
     from .methods.ia3 import IA3
     from .methods.lora import LoRA

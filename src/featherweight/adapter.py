@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import InputError
+from .quant import keep_gradients
 from .sites import whole_names, whole_sites
 
 
@@ -147,6 +148,8 @@ class _Attached:
 
     methods: dict[str, Method] = field(default_factory=dict)
     live: tuple[str, ...] = ()
+    merged: dict[str, Any] = field(default_factory=dict)
+    """What `merge` needs to undo itself, per merged adapter in the order of merging; they are the first of `live`."""
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     frozen: list[nn.Parameter] = field(default_factory=list)
 
@@ -212,8 +215,9 @@ def attach(
     Raises `InputError` when no site matches or the name is taken; the model is then as it was.
     """
     _check_name(model, name)
+    keep_gradients(model)  # before the base runs: some methods start from what it computes
     others = living(model)
-    live(model)  # an adapter starts from the base, not from what others make of it
+    live(model, *folded(model))  # an adapter starts from the base, not from what others make of it
     try:
         method, built = _built(model, method, encode)
     finally:
@@ -249,19 +253,42 @@ def living(model: nn.Module) -> tuple[str, ...]:
 
 
 def live(model: nn.Module, *names: str) -> None:
-    """Choose which adapters run: none is the plain base, several are composed, the first innermost."""
+    """Choose which adapters run: none is the plain base, several are composed, the first innermost.
+
+    Merged adapters are in the weights and run whatever is chosen, so a choice without them is refused.
+    """
     if unknown := [n for n in names if n not in attached(model)]:
         raise InputError(f"no adapter named {unknown[0]!r}; attached: {', '.join(attached(model)) or 'none'}")
+    inside = folded(model)
+    if names[: len(inside)] != inside:
+        raise InputError(
+            f"{', '.join(map(repr, inside))} is merged into the weights and cannot be left out; unmerge it first"
+        )
     if state := model.__dict__.get("_featherweight"):
         state.live = names
+    _run(model, names)
+
+
+def folded(model: nn.Module) -> tuple[str, ...]:
+    """The names of the adapters that `merge` has folded into the weights, in that order."""
+    state: _Attached | None = getattr(model, "_featherweight", None)
+    return tuple(state.merged) if state else ()
+
+
+def _run(model: nn.Module, names: tuple[str, ...]) -> None:
+    called = tuple(n for n in names if n not in folded(model))
     for site in sites(model):
-        site.__dict__["_live"] = names
+        site.__dict__["_live"] = called
 
 
 def detach(model: nn.Module, name: str = "default") -> None:
     """Remove an adapter. With the last one gone, classes, keys and `requires_grad` are the original ones."""
     if name not in attached(model):
         raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
+    if name in folded(model):
+        raise InputError(
+            f"the adapter {name!r} is merged: unmerge it before detaching it, or merge it for good with keep=False"
+        )
     state: _Attached = model.__dict__["_featherweight"]
     del state.methods[name]
     state.facts.pop(name, None)
@@ -269,10 +296,10 @@ def detach(model: nn.Module, name: str = "default") -> None:
     for site in sites(model):
         parts = site.get_submodule("parts")
         parts._modules.pop(name, None)
-        site.__dict__["_live"] = state.live
         if not parts._modules:
             site.__class__ = type(site).__mro__[1]
             del site.parts, site.__dict__["_live"]
+    _run(model, state.live)
     if not state.methods:
         for p in state.frozen:
             p.requires_grad_(True)
@@ -286,6 +313,7 @@ def rename(model: nn.Module, old: str, new: str) -> None:
         raise InputError(f"no adapter named {old!r}; attached: {', '.join(attached(model)) or 'none'}")
     state: _Attached = model.__dict__["_featherweight"]
     state.methods = {new if n == old else n: m for n, m in state.methods.items()}
+    state.merged = {new if n == old else n: m for n, m in state.merged.items()}
     if old in state.facts:
         state.facts[new] = state.facts.pop(old)
     for site in sites(model):
@@ -343,6 +371,6 @@ def rewind(model: nn.Module, tensors: list[Tensor], name: str = "default") -> No
 
 
 __all__ = [
-    "Method", "Part", "Retrained", "attach", "attached", "count", "detach", "facts", "know", "live", "living", "parts", "remember",
-    "rename", "rewind", "sites", "snapshot", "trainable",
+    "Method", "Part", "Retrained", "attach", "attached", "count", "detach", "facts", "folded", "know", "live", "living", "parts",
+    "remember", "rename", "rewind", "sites", "snapshot", "trainable",
 ]  # fmt: skip

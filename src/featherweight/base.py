@@ -23,6 +23,7 @@ from . import demo
 from .adapter import attached, living
 from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
+from .quant import dense_shape, is_quantised, keep_gradients
 from .sites import is_classifier
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -255,6 +256,7 @@ def load_base(
         )
     if not encoder:
         _restore_untied_head(model, source)
+    keep_gradients(model)  # before anything is evaluated
     if packed:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None
         with suppress(AttributeError):
@@ -270,11 +272,24 @@ def load_base(
     return Base(model.eval().to(place), tokenizer, name, place, fresh)
 
 
+def save_base(base: Base, folder: Path) -> None:
+    """Write a model and its tokenizer as a folder of transformers. Raises `InputError` where it cannot be written."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise InputError(f"cannot write the model to {folder}: {str(e).splitlines()[0]}") from None
+    finally:
+        logging.enable_progress_bar()
+
+
 def _unpack(gguf: Path, folder: Path) -> None:
     """Unpack GGUF to bfloat16 safetensors, so that later loads take a second and other tools can read it."""
     loaded = load_base(str(gguf), dtype="bfloat16", device="cpu")
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    save_base(loaded, folder)
 
 
 def _dequantised() -> dict[str, Any]:
@@ -293,22 +308,31 @@ def fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
     `without` are paths of modules that an adapter replaces whole: what is under them is no matter.
 
     Values are rounded to bfloat16 first, so that a base has the same fingerprint in float32 and bfloat16. float16 rounds
-    differently: its values are left out, as `names-float16`.
+    differently, and so does every way of quantising: their values are left out, as `names-float16` or `names-quantised`,
+    with the shapes that the weights had. So an adapter trained on a quantised base loads on the base itself.
     """
     names, values = hashlib.sha256(), hashlib.sha256()
-    half = False
+    left_out = ""
     for name, p in model.named_parameters():
         if ".parts." in f".{name}" or any(name.startswith(f"{path}.") for path in without):
             continue
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "weight" and is_quantised(module := model.get_submodule(layer)):
+            names.update(f"{name}{tuple(dense_shape(module))}".encode())
+            left_out = "quantised"
+            continue
         names.update(f"{name}{tuple(p.shape)}".encode())
-        half = half or p.dtype == torch.float16
+        left_out = left_out or ("float16" if p.dtype == torch.float16 else "")
         if p.is_floating_point() and not p.is_meta:
             sample = p.flatten()[:: max(1, p.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
             values.update(sample.cpu().numpy().tobytes())
-    return f"{names.hexdigest()[:8]}-{'float16' if half else values.hexdigest()[:8]}"
+    return f"{names.hexdigest()[:8]}-{left_out or values.hexdigest()[:8]}"
+
+
+_UNTOLD = {"float16", "quantised"}
 
 
 def same_base(one: str, other: str) -> bool:
     """Whether two fingerprints can be of the same base."""
     (names, values), (other_names, other_values) = one.split("-"), other.split("-")
-    return names == other_names and (values == other_values or "float16" in (values, other_values))
+    return names == other_names and (values == other_values or not {values, other_values}.isdisjoint(_UNTOLD))

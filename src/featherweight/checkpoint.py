@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .adapter import Method, Part, Retrained, attach, attached, detach, facts, parts, remember
 from .base import fingerprint, same_base
 from .errors import InputError, nearest
+from .merging import refuse_merged
 from .methods import METHODS, method_class
 from .sites import is_classifier, is_encoder_decoder, whole_names, whole_sites
 
@@ -53,6 +54,7 @@ def save(
     """
     if name not in attached(model):
         raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
+    refuse_merged(model, "save an adapter")  # its base's fingerprint would be that of the merged weights
     folder, method = Path(folder), attached(model)[name]
     about = {**facts(model, name), **(about or {})}
     base = base or about.get("base")
@@ -176,6 +178,7 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
     model is then as it was.
     """
     folder = Path(folder)
+    refuse_merged(model, "load an adapter")  # the base would not be recognised
     method = read_method(folder)
     about = read_about(folder)
     whole = whole_sites(model, whole_names(model, method.modules_to_save))

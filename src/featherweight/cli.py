@@ -7,6 +7,7 @@ line with exit code 2; Ctrl-C saves what is there and exits with 130.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import types
@@ -23,6 +24,7 @@ from .config import (
     Config,
     EvaluateConfig,
     GenerateConfig,
+    MergeConfig,
     TrainConfig,
     merge,
     read_recipe,
@@ -151,6 +153,18 @@ def generate(config: GenerateConfig) -> None:
     raise typer.Exit(run_generate(config))
 
 
+@verb(MergeConfig)
+def merge_(config: MergeConfig) -> None:
+    """Fold an adapter into its base and save a plain model: a folder that transformers loads, tokenizer included.
+
+    For LoRA and (IA)³; prompts and prefixes are no weights and stay adapters. The base must be unquantised.
+    Example: `featherweight merge --adapter my-adapter --out my-model`
+    """
+    from .run import run_merge
+
+    raise typer.Exit(run_merge(config))
+
+
 @app.command()
 def methods(
     model: Annotated[
@@ -181,6 +195,8 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 def main() -> None:
     """Entry point of `featherweight` and `fw`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # once installed, they remark on every start
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
     except InputError as e:

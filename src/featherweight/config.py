@@ -142,7 +142,18 @@ class GenerateConfig(Config):
     raw: bool = Field(False, description="Send the text as it is: no chat template, no task template.")
 
 
-VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, EvaluateConfig, GenerateConfig)
+class MergeConfig(Config):
+    """`featherweight merge`."""
+
+    model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]
+    adapter: str | None = Field(None, description="Adapter folder (ours or HF PEFT's) to fold into the base.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the merged weights; auto keeps the one that the base is stored in."
+    )
+    out: str | None = Field(None, description="Folder for the merged model; by default a new one under runs/.")
+
+
+VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, EvaluateConfig, GenerateConfig, MergeConfig)
 
 
 def read_recipe(path: str) -> dict[str, Any]:

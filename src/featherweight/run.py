@@ -19,7 +19,7 @@ import torch
 from . import report
 from .adapter import Method, attach, attached, count, detach
 from .api import begin, generate
-from .base import Base, load_base, load_config, pick_device, skeleton
+from .base import DTYPES, Base, load_base, load_config, pick_device, save_base, skeleton
 from .checkpoint import CONFIG, load, read_about, read_method, save
 from .compare import compare, evaluate_with_bar, fit_with_bar
 from .config import (
@@ -28,6 +28,7 @@ from .config import (
     DataConfig,
     EvaluateConfig,
     GenerateConfig,
+    MergeConfig,
     TrainConfig,
     TrainingConfig,
     to_toml,
@@ -37,6 +38,7 @@ from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
 from .engine.train import Settings
 from .errors import InputError
+from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .progress import mebibytes, note
@@ -163,6 +165,28 @@ def run_generate(config: GenerateConfig) -> int:
                 raw=config.raw,
             )
             print(text.strip(), flush=True)
+    return 0
+
+
+def run_merge(config: MergeConfig) -> int:
+    """`featherweight merge`."""
+    if config.adapter is None:
+        raise InputError("give --adapter, the folder of the adapter to merge")
+    pick_device(config.device)
+    name = config.model or _check_adapter(config.adapter).get("base") or MODEL
+    told = load_config(name)
+    skeletal = skeleton(told)
+    attach(skeletal, read_method(config.adapter), encode=lambda _: [0])
+    refuse_unmergeable(skeletal)
+    folder = new_folder(config.out, "merge")
+    stored = str(told.dtype).removeprefix("torch.") if told.dtype in DTYPES.values() else "float32"
+    base = load_base(name, dtype=stored if config.dtype == "auto" else config.dtype, device=config.device)
+    load(base.model, config.adapter)
+    merge(base.model, keep=False)
+    save_base(base, folder)
+    note(
+        f"merged into {base.name} in {str(base.model.dtype).removeprefix('torch.')}; transformers loads it from {folder}"
+    )
     return 0
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..adapter import attached, know, living, parts, rewind, snapshot, trainable
+from ..adapter import attached, folded, know, living, parts, rewind, snapshot, trainable
 from ..base import Base
 from ..errors import InputError
 from ..tokens import Example
@@ -100,6 +100,8 @@ def fit(
         raise InputError(f"nothing to train: no adapter named {name!r} is attached")
     if name not in living(base.model):
         raise InputError(f"nothing to train: the adapter {name!r} is attached but not live")
+    if name in folded(base.model):
+        raise InputError(f"nothing to train: the adapter {name!r} is merged into the weights; unmerge it first")
     if base.model.dtype == torch.float16:
         raise InputError("a float16 base cannot be trained here: its gradients underflow; use bfloat16 or float32")
     if not examples:

@@ -93,3 +93,14 @@ class IA3Part(Part):
             return call(x * l.to(x.dtype))
         y = call(x)
         return y * l.to(y.dtype)
+
+    def merged(
+        self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None
+    ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"] | None]:
+        """Scaling an input scales W's columns; scaling an output scales its rows, and the bias."""
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        l = self.ia3_l.flatten().to(exact)  # noqa: E741
+        if self.scales_input:
+            return (weight.to(exact) * l).to(weight.dtype), bias
+        scaled = None if bias is None else (bias.to(exact) * l).to(bias.dtype)
+        return (weight.to(exact) * l[:, None]).to(weight.dtype), scaled

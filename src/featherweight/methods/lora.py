@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -98,3 +99,11 @@ class LoRAPart(Part):
         dropped = self.dropout(x) if self.dropout.p else x
         h = F.linear(dropped, self.lora_A.weight.to(x.dtype)) * self.s
         return y + F.linear(h, self.lora_B.weight.to(x.dtype)).to(y.dtype)
+
+    def merged(
+        self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None
+    ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"] | None]:
+        """W + s · B A, added up in float32 and rounded once."""
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        delta = self.s * self.lora_B.weight.to(exact) @ self.lora_A.weight.to(exact)
+        return (weight.to(exact) + delta).to(weight.dtype), bias

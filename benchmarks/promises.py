@@ -1,6 +1,6 @@
 """The contract as a matrix: every promise of tests/contract.py × method × family, and what the real peft gives for the same.
 
-    python benchmarks/contract.py > benchmarks/results/contract.md
+    python benchmarks/promises.py > benchmarks/results/contract.md
 
 Writes every single result to benchmarks/results/contract.jsonl on the way. About ten minutes on two cores.
 """
@@ -110,7 +110,7 @@ def report(results: list[Result]) -> None:
     theirs = [r for r in results if r.side == "peft"]
     versions = record()
     print("# The contract, measured\n")
-    print(f"`python benchmarks/contract.py`, {versions}\n")
+    print(f"`python benchmarks/promises.py`, {versions}\n")
     print(f"featherweight: {cells(Counter(r.outcome for r in ours))} of {len(ours)} combinations.")
     print("A deviation is relative; 0 is bit for bit; «differs» means other tokens or shapes.\n")
     print("| # | promise | allowed | featherweight | worst deviation | the real peft | worst deviation |")
