@@ -627,9 +627,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter
     calls = []
     original = train.labelled_loss
 
-    def third_is_nan(model: Any, batch: Any) -> Any:
+    def third_is_nan(model: Any, batch: Any, labelled: int) -> Any:
         calls.append(1)
-        return original(model, batch) * (float("nan") if len(calls) == 3 else 1)
+        return original(model, batch, labelled) * (float("nan") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(train, "labelled_loss", third_is_nan)
     result = fw_cli("train", "--model", llama, "--data", reviews, "--steps", 9, "--dtype", "float32", "--out", "mine")
