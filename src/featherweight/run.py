@@ -53,10 +53,9 @@ def run_compare(config: CompareConfig) -> int:
         raise InputError(f"--methods names none; there are: {', '.join(METHODS)}")
     methods = [build_method(name, config.options.get(name, {})) for name in names]
     start = time.perf_counter()
-    chosen = (
-        "methods" in config.model_fields_set
-    )  # by name: then one that does not work is an error, else it is left out
-    task, methods, folder, left_out = prepare(config, methods, "compare", strict=chosen)
+    # Of the default list, what does not work on this model is left out; what somebody asked for must work.
+    asked = names if "methods" in config.model_fields_set else list(config.options)
+    task, methods, folder, left_out = prepare(config, methods, "compare", asked)
     config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
     settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
@@ -81,7 +80,7 @@ def run_compare(config: CompareConfig) -> int:
 def run_train(config: TrainConfig) -> int:
     """`featherweight train`."""
     method = build_method(config.method, config.options.get(config.method, {}))
-    task, _, folder, _ = prepare(config, [method], config.method)
+    task, _, folder, _ = prepare(config, [method], config.method, [config.method])
     settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
     base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
@@ -229,11 +228,12 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
 
 
 def prepare(
-    config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str, *, strict: bool = True
+    config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str, asked: Sequence[str]
 ) -> tuple[Task, list[Method], Path, list[str]]:
     """The task, the methods, and the folder for the result — after everything that can be checked without weights.
 
-    Where it is not `strict`, methods that do not work on this model are left out, and the last thing returned says why.
+    Of the methods, those that do not work on this model are left out if they are not among the `asked`, and the last thing
+    returned says why.
     """
     pick_device(config.device)
     if config.dtype == "float16":
@@ -254,7 +254,7 @@ def prepare(
         try:
             attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
         except InputError as e:
-            if strict or len(methods) == 1:
+            if method_name(method) in asked:
                 raise
             left_out.append(f"{method.title} was left out: {e}")
         else:
