@@ -22,14 +22,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-import reference  # noqa: E402
 import torch  # noqa: E402
 
 import contract  # noqa: E402
 import featherweight as fw  # noqa: E402
-from contract import METHODS, PROMISES, Promise, Side, refusal, writes  # noqa: E402
+import reference  # noqa: E402
+from contract import EVERYWHERE, METHODS, PROMISES, Promise, Side, refusal, writes  # noqa: E402
 from featherweight.provenance import record  # noqa: E402
-from models import FAMILIES  # noqa: E402
 
 
 @dataclass
@@ -92,7 +91,7 @@ def main() -> None:
     results: list[Result] = []
     with (HERE / "results" / "contract.jsonl").open("w", encoding="utf-8") as file:
         for promise in PROMISES:
-            for family in FAMILIES:
+            for family in EVERYWHERE:
                 for method in METHODS:
                     asked = [ask(contract.OURS, "ours", promise, family, method)]
                     if promise.ask_peft:
@@ -122,7 +121,7 @@ def report(results: list[Result]) -> None:
         print("| " + " | ".join(row) + " |")
     print("\n## Method × family: promises held / refused / not asked / broken\n")
     print("| family | " + " | ".join(METHODS) + " |\n| --- |" + " --- |" * len(METHODS))
-    for family in FAMILIES:
+    for family in EVERYWHERE:
         row = []
         for method in METHODS:
             counts = Counter(r.outcome for r in ours if (r.family, r.method) == (family, method))

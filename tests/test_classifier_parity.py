@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from safetensors.torch import load_file
 import featherweight as fw
 from featherweight.adapter import trainable
 from models import CLASSIFIERS, logits, padded, shake, words
-from test_peft_parity import OURS, N, same
-
-peft = pytest.importorskip("peft", reason="HF PEFT is the reference of these tests; it is in the dev extra")
+from reference import peft, theirs
+from test_peft_parity import OURS, same
 
 # HF PEFT's own calls into transformers, not ours.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -24,23 +22,6 @@ CASES = [
     (family, method) for family in CLASSIFIERS for method in OURS if (family, method) != ("modernbert", "prefix_tuning")
 ]
 every_case = pytest.mark.parametrize(("family", "method"), CASES)
-
-
-def theirs(method: str, model: Any) -> Any:
-    """The same method as HF PEFT configures it; it has no default names for ModernBERT."""
-    kind, modern = peft.TaskType.SEQ_CLS, model.config.model_type == "modernbert"
-    if method == "lora":
-        return peft.LoraConfig(task_type=kind, r=4, lora_alpha=12, **({"target_modules": ["Wqkv"]} if modern else {}))
-    if method == "rslora":
-        return peft.LoraConfig(task_type=kind, r=4, use_rslora=True, target_modules="all-linear")
-    if method == "prompt_tuning":
-        return peft.PromptTuningConfig(task_type=kind, num_virtual_tokens=N)
-    if method == "p_tuning":
-        return peft.PromptEncoderConfig(task_type=kind, num_virtual_tokens=N, encoder_hidden_size=8)
-    if method == "prefix_tuning":
-        return peft.PrefixTuningConfig(task_type=kind, num_virtual_tokens=N)
-    named = {"target_modules": ["Wqkv", "mlp.Wo"], "feedforward_modules": ["mlp.Wo"]} if modern else {}
-    return peft.IA3Config(task_type=kind, **named)
 
 
 def rows() -> dict[str, torch.Tensor]:
@@ -65,7 +46,7 @@ def test_hf_peft_loads_what_we_save(family: str, method: str, tmp_path: Path) ->
 
 @every_case
 def test_we_load_what_hf_peft_saves(family: str, method: str, tmp_path: Path) -> None:
-    reference = peft.get_peft_model(CLASSIFIERS[family](), theirs(method, CLASSIFIERS[family]())).eval()
+    reference = peft.get_peft_model(CLASSIFIERS[family](), theirs(OURS[method], CLASSIFIERS[family]())).eval()
     shake(p for p in reference.parameters() if p.requires_grad)
     expected = logits(reference, **rows())
     reference.save_pretrained(tmp_path / "theirs")
@@ -79,7 +60,7 @@ def test_we_load_what_hf_peft_saves(family: str, method: str, tmp_path: Path) ->
 
 @every_case
 def test_we_train_as_many_parameters_as_hf_peft(family: str, method: str) -> None:
-    reference = peft.get_peft_model(CLASSIFIERS[family](), theirs(method, CLASSIFIERS[family]()))
+    reference = peft.get_peft_model(CLASSIFIERS[family](), theirs(OURS[method], CLASSIFIERS[family]()))
     ours = CLASSIFIERS[family]()
     fw.attach(ours, OURS[method])
     assert fw.count(ours)[1] == reference.get_nb_trainable_parameters()[0]

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import featherweight as fw
-from contract import METHODS, OURS, PROMISES, Promise, refusal
+from contract import EVERYWHERE, METHODS, OURS, PROMISES, Promise, refusal
 from featherweight.methods import METHODS as REGISTRY
-from models import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 
@@ -20,7 +19,7 @@ def test_every_method_of_the_registry_signs_the_contract() -> None:
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.name)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERYWHERE)
 def test_promise(family: str, method: str, promise: Promise, tmp_path: Path, record_property: pytest.Function) -> None:
     if message := refusal(promise.name, family, method):
         with pytest.raises(fw.InputError, match=message):

@@ -56,7 +56,7 @@ class Retrained(Part):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).float().requires_grad_(True)
+        self.module = _without_parts(copy.deepcopy(module)).float().requires_grad_(True)
 
     def forward(self, call: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Leave `call` out. The copy works in its own type: a head is small, and its input may be bfloat16."""
@@ -77,6 +77,14 @@ class Retrained(Part):
         if own.keys() - {"weight", "bias"}:
             raise InputError("a retrained module can only be merged where it is one layer")
         return own["weight"], own.get("bias")
+
+
+def _without_parts(module: nn.Module) -> nn.Module:
+    """A copy as the plain module that it was before other adapters sat on it or inside it."""
+    for site in sites(module):
+        site.__class__ = type(site).__mro__[1]
+        del site.parts, site.__dict__["_live"]
+    return module
 
 
 @dataclass(frozen=True, kw_only=True)

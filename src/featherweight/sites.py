@@ -103,6 +103,18 @@ def named(target_modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return (target_modules,) if plain else target_modules  # type: ignore[return-value]
 
 
+def fused_experts(model: nn.Module) -> dict[str, str]:
+    """Weights that hold all experts of a layer in one tensor, by their name: the path of the last such layer."""
+    return {n.rsplit(".", 1)[-1]: n.rsplit(".", 1)[0] for n, p in model.named_parameters() if p.dim() == 3}
+
+
+def spelled_out(model: Any, target_modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """`all-linear` by the layers' names where a model has fused experts: HF PEFT would take it to mean those too."""
+    if target_modules != ALL_LINEAR or not fused_experts(model):
+        return target_modules
+    return tuple(sorted({p.rsplit(".", 1)[-1] for p in linear_sites(model, ALL_LINEAR)}))
+
+
 def linear_sites(model: Any, target_modules: str | tuple[str, ...]) -> list[str]:
     """Paths of the linear layers that `target_modules` names. One error lists near misses and what exists."""
     base = _candidates(model)
@@ -120,7 +132,7 @@ def linear_sites(model: Any, target_modules: str | tuple[str, ...]) -> list[str]
         missing = [t for t in target_modules if not any(matches(p, (t,)) for p in found)]
     else:
         missing = [] if found else [target_modules]
-    fused = {n.rsplit(".", 1)[-1]: n.rsplit(".", 1)[0] for n, p in model.named_parameters() if p.dim() == 3}
+    fused = fused_experts(model) if missing else {}
     if missing and missing[0] in fused:
         raise InputError(
             f"target_modules: {missing[0]!r} is one fused tensor of all experts of {fused[missing[0]]}, and only linear "

@@ -116,7 +116,7 @@ class AdaLoRA(Method):
 
     def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> AdaLoRA:
         """Name the target modules of this architecture."""
-        targets = sites.named(self.target_modules or sites.default_adalora_targets(model))
+        targets = sites.spelled_out(model, sites.named(self.target_modules or sites.default_adalora_targets(model)))
         found = sites.linear_sites(model, targets)
         if unknown := [key for key in self.rank_pattern or {} if key.removesuffix(".lora_E") not in found]:
             raise InputError(f"rank_pattern: this model has no adapted layer {unknown[0].removesuffix('.lora_E')!r}")

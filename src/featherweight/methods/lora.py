@@ -66,7 +66,7 @@ class LoRA(Method):
 
     def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> LoRA:
         """Name the target modules of this architecture."""
-        targets = sites.named(self.target_modules or sites.default_lora_targets(model))
+        targets = sites.spelled_out(model, sites.named(self.target_modules or sites.default_lora_targets(model)))
         found = sites.linear_sites(model, targets)
         transposed = isinstance(model.get_submodule(found[0]), sites.Conv1D)
         return replace(self, target_modules=targets, fan_in_fan_out=transposed)
