@@ -84,7 +84,7 @@ def test_we_load_what_hf_peft_saves(family: str, method: str, tmp_path: Path) ->
     reference.save_pretrained(tmp_path / "adapter")
     ours = FAMILIES[family]()
     if adapts_experts(family, method):
-        with pytest.raises(fw.InputError, match="alpha_pattern=.* is not supported"):
+        with pytest.raises(fw.InputError, match=r"alpha_pattern=.* is not supported"):
             fw.load(ours, tmp_path / "adapter")
         return
     fw.load(ours, tmp_path / "adapter")
