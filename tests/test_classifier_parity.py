@@ -31,6 +31,9 @@ def theirs(method: str, model: Any) -> Any:
     kind, modern = peft.TaskType.SEQ_CLS, model.config.model_type == "modernbert"
     if method == "lora":
         return peft.LoraConfig(task_type=kind, r=4, lora_alpha=12, **({"target_modules": ["Wqkv"]} if modern else {}))
+    if method == "adalora":
+        named = {"target_modules": ["Wqkv"]} if modern else {}
+        return peft.AdaLoraConfig(task_type=kind, init_r=6, target_r=3, lora_alpha=12, total_step=10, **named)
     if method == "rslora":
         return peft.LoraConfig(task_type=kind, r=4, use_rslora=True, target_modules="all-linear")
     if method == "prompt_tuning":
