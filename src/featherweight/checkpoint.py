@@ -10,6 +10,7 @@ Only safetensors are read: a pickled file can run code, so it is refused whateve
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -74,7 +75,8 @@ def save(
             stage = Path(staging)
             save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
             _write_json(stage / CONFIG, _config(model, name, base))
-            _write_json(stage / OURS, ours)
+            sums = {file: _sha256((stage / file).read_bytes()) for file in (CONFIG, WEIGHTS)}
+            _write_json(stage / OURS, ours | {"sha256": sums | {OURS: _sum_of(ours)}})
             for file in (WEIGHTS, OURS, CONFIG):  # all are written before the first is put in place
                 (stage / file).replace(folder / file)
     except OSError as e:
@@ -112,9 +114,37 @@ def _config(model: nn.Module, name: str, base: str | None) -> dict[str, Any]:
     return config
 
 
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sum_of(about: dict[str, Any]) -> str:
+    """The check sum of `featherweight.json` itself: of what it says, the sums left out."""
+    return _sha256(json.dumps(about, sort_keys=True).encode())
+
+
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `featherweight.json` says of an adapter; empty for one that another tool made."""
-    return _read_json(Path(folder) / OURS) if (Path(folder) / OURS).is_file() else {}
+    """What `featherweight.json` says of an adapter; empty for one that another tool made.
+
+    Raises `InputError` where a file of the folder is not what was saved: a flipped bit may change every output and break
+    nothing.
+    """
+    folder = Path(folder)
+    if not (folder / OURS).is_file():
+        return {}
+    about = _read_json(folder / OURS)
+    sums = about.pop("sha256", {})
+    try:
+        found = {file: _sha256((folder / file).read_bytes()) for file in (WEIGHTS, CONFIG) if (folder / file).is_file()}
+    except OSError as e:
+        raise InputError(f"adapter: cannot read {folder}: {e.strerror or e}") from None
+    for file, content in {**found, OURS: _sum_of(about)}.items():
+        if sums and sums.get(file) != content:
+            raise InputError(
+                f"adapter: {folder / file} is damaged: it is not what was saved (its SHA-256 is another); "
+                f"if you changed it on purpose, take `sha256` out of {OURS}"
+            )
+    return about
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -179,8 +209,8 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
     """
     folder = Path(folder)
     refuse_merged(model, "load an adapter")  # the base would not be recognised
+    about = read_about(folder) if folder.is_dir() else {}
     method = read_method(folder)
-    about = read_about(folder)
     whole = whole_sites(model, whole_names(model, method.modules_to_save))
     made_for, here = about.get("fingerprint"), fingerprint(model, without=whole)
     if made_for is not None and not same_base(made_for, here):
