@@ -45,6 +45,7 @@ def test_a_start_that_changed_the_base_is_refused(tmp_path: Path) -> None:
     fw.save(adapted(), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
+    tiny.unseal(tmp_path)
     with pytest.raises(fw.InputError, match="init_lora_weights='pissa' changes the base's weights"):
         fw.load(models.llama(), tmp_path)
 

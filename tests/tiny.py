@@ -135,8 +135,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def unseal(folder: Path) -> Path:
-    """Take the check sums out of a saved adapter, so that another tool's, or an edited one, can be imitated."""
-    about = json.loads((folder / "featherweight.json").read_text())
-    about.pop("sha256", None)
+    """Take the check sums out of a saved adapter, as one does who edits it."""
+    about = json.loads((folder / "featherweight.json").read_text()) | {"sha256": None}
     (folder / "featherweight.json").write_text(json.dumps(about))
     return folder

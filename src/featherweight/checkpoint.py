@@ -25,6 +25,7 @@ from .base import fingerprint, same_base
 from .errors import InputError, nearest
 from .merging import refuse_merged
 from .methods import METHODS, method_class
+from .methods.options import typed
 from .sites import is_classifier, is_encoder_decoder, whole_names, whole_sites
 
 CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "featherweight.json"
@@ -133,16 +134,18 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if not (folder / OURS).is_file():
         return {}
     about = _read_json(folder / OURS)
-    sums = about.pop("sha256", {})
+    sums: dict[str, str] | None = about.pop("sha256", {})
+    if sums is not None and not isinstance(sums, dict):
+        raise InputError(f"adapter: {folder / OURS} is damaged: its `sha256` holds no check sums")
     try:
         found = {file: _sha256((folder / file).read_bytes()) for file in (WEIGHTS, CONFIG) if (folder / file).is_file()}
     except OSError as e:
         raise InputError(f"adapter: cannot read {folder}: {e.strerror or e}") from None
     for file, content in {**found, OURS: _sum_of(about)}.items():
-        if sums and sums.get(file) != content:
+        if sums is not None and sums.get(file) != content:
             raise InputError(
                 f"adapter: {folder / file} is damaged: it is not what was saved (its SHA-256 is another); "
-                f"if you changed it on purpose, take `sha256` out of {OURS}"
+                f'if you changed it on purpose, write `"sha256": null` in {OURS}'
             )
     return about
 
@@ -169,7 +172,7 @@ def read_method(folder: str | Path) -> Method:
     config = _read_json(folder / CONFIG)
     classes = {method_class(name).peft_type: method_class(name) for name in METHODS}
     kind = config.get("peft_type")
-    if kind not in classes:
+    if not isinstance(kind, str) or kind not in classes:
         raise InputError(
             f"adapter: {folder / CONFIG}: peft_type {kind!r} is not known here; {nearest(str(kind), classes)}"
         )
@@ -194,11 +197,9 @@ def read_method(folder: str | Path) -> Method:
             f"adapter: {folder / CONFIG}: {beyond[0]}={config[beyond[0]]!r} is not supported, and leaving it out would "
             f"change the adapter's output"
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in fields and v is not None}
-    try:
-        return cls(**values)
-    except TypeError as e:
-        raise InputError(f"adapter: {folder / CONFIG}: {e}") from None
+    place = f"adapter: {folder / CONFIG}"
+    values = {k: typed(place, k, str(fields[k].type), v) for k, v in config.items() if k in fields and v is not None}
+    return cls(**values)
 
 
 def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:

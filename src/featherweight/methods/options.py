@@ -40,26 +40,24 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
     for key in options:
         if key not in fields:
             raise InputError(f"{name} has no option {key!r}; {nearest(key, fields)}")
-    values = {key: _typed(name, key, str(fields[key].type), value) for key, value in options.items()}
+    values = {key: typed(name, key, str(fields[key].type), value) for key, value in options.items()}
     return cls(**values)
 
 
-def _typed(name: str, key: str, wanted: str, value: Any) -> Any:
-    """A value as the field's type wants it; TOML's lists and words with commas become tuples, `none` becomes None."""
+def typed(owner: str, key: str, wanted: str, value: Any) -> Any:
+    """A value as a field of the type `wanted` (as it is written) takes it, or an `InputError` that names the field.
+
+    Lists, and words with commas, become tuples of words; `none` becomes None.
+    """
+    kinds = {kind.split("[")[0] for kind in wanted.split(" | ")}
     if isinstance(value, list):
         value = tuple(value)
-    if isinstance(value, str) and "," in value and "tuple" in wanted:
+    if isinstance(value, str) and "," in value and "tuple" in kinds:
         value = tuple(word.strip() for word in value.split(","))
-    if value == "none" and "None" in wanted:
+    if value == "none" and "None" in kinds:
         return None
-    if isinstance(value, tuple):
-        fits = "tuple" in wanted
-    elif isinstance(value, bool):
-        fits = "bool" in wanted
-    elif isinstance(value, int):
-        fits = "int" in wanted or "float" in wanted
-    else:
-        fits = "float" in wanted if isinstance(value, float) else "str" in wanted
-    if not fits:
-        raise InputError(f"{name}: {key} must be {wanted.replace(' | None', '')}, not {value!r}")
+    kind = type(value).__name__
+    fits = kind in kinds or (kind == "int" and "float" in kinds)
+    if not fits or (kind == "tuple" and not all(isinstance(word, str) for word in value)):
+        raise InputError(f"{owner}: {key} must be {wanted.replace(' | None', '')}, not {value!r}")
     return value
