@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -625,6 +625,22 @@ def copies_and_moves(side: Side, family: str, method: str, folder: Path) -> floa
     return worst
 
 
+def dropout_is_for_training(side: Side, family: str, method: str, folder: Path) -> float | None:
+    """Dropout changes the output in training, never in evaluation."""
+    if not hasattr(METHODS[method], "lora_dropout"):
+        return None
+    model = build(family)
+    expected = models.logits(adapted(side, family, method), **random_inputs(model))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        fw.attach(model, replace(METHODS[method], lora_dropout=0.5))  # type: ignore[call-arg]
+    shake(trainable(model), seed=7)
+    inputs = random_inputs(model)
+    model.train()
+    assert not torch.equal(models.logits(model, **inputs), models.logits(model, **inputs))
+    return off(models.logits(model.eval(), **inputs), expected)
+
+
 # --- the list -----------------------------------------------------------------------------------------------------
 
 
@@ -665,6 +681,7 @@ PROMISES = [
     Promise("11", generates_the_same_in_a_batch, 0.0, ask_peft=True),
     Promise("12", compiles_where_the_base_does, 1e-12),
     Promise("12", copies_and_moves, 0.0),
+    Promise("12", dropout_is_for_training, 0.0),
 ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import featherweight
+from contract import PROMISES
 from featherweight.adapter import Method, Part
 from featherweight.methods import METHODS, method_class, method_name
 
@@ -61,6 +62,13 @@ def test_links_in_the_docs_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_promises_lists_every_promise_as_it_is_tested():
+    page = (ROOT / "docs/what-you-can-rely-on.md").read_text()
+    for promise in PROMISES:
+        allowed = "bit for bit" if promise.limit == 0 else f"≤ {promise.limit:g}"
+        assert f"| {promise.number} | {promise.text} | {allowed} | [`{promise.name}`]" in page
 
 
 def test_no_device_is_spelled_out_in_the_engine():
