@@ -309,6 +309,11 @@ def test_an_encoder_writes_no_text(base: Base, task: fw.Task) -> None:
         fw.evaluate(base, task, metric="exact_match")
 
 
+def test_an_encoder_cannot_be_packed(base: Base, task: fw.Task) -> None:
+    with pytest.raises(fw.InputError, match="packing is for decoders"):
+        fw.train(base, task, fw.LoRA(r=2), steps=1, packing=True)
+
+
 def test_a_writer_without_a_head_is_as_it_was(llama: Path) -> None:
     assert not writer_for(fw.load_base(str(llama), ["ignored"]), None).classifies
     assert not Writer(tiny.tokenizer(), False, 16).classifies

@@ -42,6 +42,15 @@ def test_the_default_model_is_the_one_that_was_published(base):
     assert base.tokenizer.decode(base.tokenizer("The capital of France").input_ids) == "The capital of France"
 
 
+def test_the_encoder_is_the_one_that_was_published_and_learns(task):
+    base = fw.load_base("all-MiniLM-L6-v2", task.labels, dtype="float32")
+    assert base.fresh == ("classifier",)  # the pooler is in the checkpoint
+    assert fw.count(base.model)[0] == 22_713_216 + 3 * 384 + 3
+    assert fingerprint(base.model, without=["classifier"]) == "eaa2ed82-b7b8d5e0"
+    report = fw.train(base, task, fw.LoRA(), steps=60, lr=5e-3)
+    assert sum(report.losses[-10:]) < sum(report.losses[:10])
+
+
 def test_model_and_data_arrive_in_an_empty_cache(tmp_path, base, monkeypatch):
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
