@@ -343,6 +343,21 @@ def test_train_and_evaluate_an_encoder(fw_cli: Cli, bert: Path, reviews: Path, m
     assert "the label 'superb' is not among" in message
 
 
+def test_a_merged_encoder_is_a_classifier_that_transformers_loads(
+    fw_cli: Cli, bert: Path, reviews: Path, base: Base, task: fw.Task
+) -> None:
+    fw.train(base, task, fw.LoRA(r=2), steps=3, lr=1e-2)
+    fw.save(base.model, "mine")
+    answers = fw.evaluate(base, task).predictions
+    fw.merge(base.model, keep=False)
+    assert fw.evaluate(base, task).predictions == answers  # its head is no longer random
+    merged = fw_cli("merge", "--adapter", "mine", "--out", "whole")
+    assert merged.code == 0, merged.err
+    model = BertForSequenceClassification.from_pretrained("whole").eval()
+    assert [model.config.id2label[i] for i in range(3)] == task.labels
+    assert fw.evaluate(fw.load_base("whole", task.labels, dtype="float32"), task).predictions == answers
+
+
 def test_an_adapter_of_hf_peft_without_labels_takes_those_of_the_data(
     fw_cli: Cli, bert: Path, reviews: Path, base: Base, task: fw.Task
 ) -> None:

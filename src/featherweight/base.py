@@ -52,9 +52,11 @@ class Base:
 
     @property
     def random(self) -> list[str]:
-        """The `fresh` modules that no live adapter has trained (by the rule of `modules_to_save`): answers mean nothing."""
+        """The `fresh` modules that no live adapter has trained (by the rule of `modules_to_save`), nor one that was merged for
+        good: while there are any, answers mean nothing."""
+        merged = self.model.__dict__.get("_trained_whole", [])
         own = [n for name in living(self.model) for n in attached(self.model)[name].modules_to_save or ()]
-        return [n for n in self.fresh if not n.endswith(tuple(own))]
+        return [n for n in self.fresh if not n.endswith((*own, *merged))]
 
     @property
     def encoder_decoder(self) -> bool:

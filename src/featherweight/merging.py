@@ -52,6 +52,7 @@ def merge(model: nn.Module, name: str = "default", *, keep: bool = True) -> None
         state.merged[name] = originals
         _run(model, state.live)
     else:
+        model.__dict__.setdefault("_trained_whole", []).extend(attached(model)[name].modules_to_save or ())
         detach(model, name)
 
 

@@ -172,14 +172,15 @@ def run_merge(config: MergeConfig) -> int:
     if config.adapter is None:
         raise InputError("give --adapter, the folder of the adapter to merge")
     pick_device(config.device)
-    name = config.model or _check_adapter(config.adapter).get("base") or MODEL
+    saved = _check_adapter(config.adapter)
+    name, labels = config.model or saved.get("base") or MODEL, saved.get("labels")
     told = load_config(name)
-    skeletal = skeleton(told)
+    skeletal = skeleton(told, labels)
     attach(skeletal, read_method(config.adapter), encode=lambda _: [0])
     refuse_unmergeable(skeletal)
     folder = new_folder(config.out, "merge")
     stored = str(told.dtype).removeprefix("torch.") if told.dtype in DTYPES.values() else "float32"
-    base = load_base(name, dtype=stored if config.dtype == "auto" else config.dtype, device=config.device)
+    base = load_base(name, labels, dtype=stored if config.dtype == "auto" else config.dtype, device=config.device)
     load(base.model, config.adapter)
     merge(base.model, keep=False)
     save_base(base, folder)
