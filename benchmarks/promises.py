@@ -107,9 +107,13 @@ def report(results: list[Result]) -> None:
     """Markdown: per promise, per method × family, and what broke."""
     ours = [r for r in results if r.side == "ours"]
     theirs = [r for r in results if r.side == "peft"]
-    versions = record()
+    made = record()
     print("# The contract, measured\n")
-    print(f"`python benchmarks/promises.py`, {versions}\n")
+    print(
+        f"`python benchmarks/promises.py`, {made['date']}, {made['machine']}; "
+        + ", ".join(f"{k} {v}" for k, v in made["versions"].items())
+        + ".\n"
+    )
     print(f"featherweight: {cells(Counter(r.outcome for r in ours))} of {len(ours)} combinations.")
     print("A deviation is relative; 0 is bit for bit; «differs» means other tokens or shapes.\n")
     print("| # | promise | allowed | featherweight | worst deviation | the real peft | worst deviation |")

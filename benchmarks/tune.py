@@ -23,6 +23,7 @@ import torch
 import featherweight as fw
 from featherweight import tokens
 from featherweight.adapter import attach, detach
+from featherweight.demo import MODEL
 from featherweight.engine.train import Settings, fit
 from featherweight.methods import method_class
 from featherweight.provenance import machine, versions
@@ -82,7 +83,7 @@ def main() -> None:
     """Run the trials that the output file does not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rows", type=int, default=400, help="validation rows")

@@ -30,7 +30,7 @@ import featherweight as fw
 import models
 from featherweight.adapter import parts, trainable
 from featherweight.base import Base
-from featherweight.engine.batches import check_packing, collate, pack
+from featherweight.engine.batches import Batch, check_packing, collate, pack
 from featherweight.engine.loss import labelled_loss
 from featherweight.engine.train import gradients
 from featherweight.task import Row
@@ -423,17 +423,13 @@ def packed_rows_are_alone(side: Side, family: str, method: str, folder: Path) ->
     whole = pack(base, rows)
     total = whole.targets.numel()
     alone: list[Tensor | None] = [torch.zeros_like(p) for p in learned]
-    loss = 0.0
+    loss = torch.zeros((), dtype=torch.float64)
     for row in rows:
-        batch = collate(base, [row])
-        one = packed_loss(side, model, batch) if side is not OURS else labelled_loss(model, batch, total)
-        one = one * (batch.targets.numel() / total) if side is not OURS else one
-        loss += float(one.detach())
+        one = plain_loss(side, model, unpadded(row)) * (unpadded(row).targets.numel() / total)
+        loss += one.detach()
         alone = [None if g is None or a is None else a + g for a, g in zip(alone, grads(one, learned), strict=True)]
-    together = packed_loss(side, model, whole) if side is not OURS else labelled_loss(model, whole)
-    worst = max(
-        gradients_off(grads(together, learned), alone), off(together.detach(), torch.tensor(loss, dtype=torch.float64))
-    )
+    together = labelled_loss(model, whole) if side is OURS else plain_loss(side, model, whole)
+    worst = max(gradients_off(grads(together, learned), alone), off(together.detach(), loss))
     with torch.no_grad():
         before = side.logits(model, **whole.inputs, use_cache=False)
         first = len(rows[0].ids) - 1
@@ -444,8 +440,15 @@ def packed_rows_are_alone(side: Side, family: str, method: str, folder: Path) ->
         return max(worst, off(after[0, first:], before[0, first:]))
 
 
-def packed_loss(side: Side, model: Any, batch: Any) -> Tensor:
-    """The mean loss at the labels, from all logits: what a plain loop with the real peft computes."""
+def unpadded(row: Example) -> Batch:
+    """One row by itself."""
+    ids, targets = torch.tensor([row.ids[:-1]]), torch.tensor([row.targets[1:]])
+    where = targets != IGNORE
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, where, targets[where], [row])
+
+
+def plain_loss(side: Side, model: Any, batch: Batch) -> Tensor:
+    """The mean loss at the labels, from all logits: what a plain loop computes."""
     return nn.functional.cross_entropy(
         side.logits(model, **batch.inputs, use_cache=False)[batch.where].float(), batch.targets
     )
@@ -687,7 +690,9 @@ PROMISES = [
 
 def refusal(promise: str, family: str, method: str) -> str | None:
     """What a combination that makes no sense is refused with (a regular expression), or None where it must work."""
-    if (family, method) == ("modernbert", "prefix_tuning") and not promise.startswith(("starts", "generates")):
+    if (family, method) == ("modernbert", "prefix_tuning") and not promise.startswith(
+        ("starts", "generates", "dropout")
+    ):
         return "needs a model whose layers take keys and values from a cache"
     if promise in ("merged_it_is_the_same", "unmerged_the_base_is_back") and method not in MERGEABLE:
         return "cannot be merged"
