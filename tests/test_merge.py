@@ -12,21 +12,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import featherweight as fw
 import models
+from contract import METHODS
 from featherweight.adapter import Part, Retrained, living, parts, rename, trainable
 from featherweight.base import Base, fingerprint
 from featherweight.engine.train import Settings, fit
 from models import FAMILIES, logits, random_inputs, shake
-from test_methods import SMALL, adapted
+from test_methods import adapted
 
 
 def mergeable(method: str) -> bool:
     model = models.llama()
-    fw.attach(model, SMALL[method])
+    fw.attach(model, METHODS[method])
     return all(type(p).merged is not Part.merged for p in parts(model).values())
 
 
-MERGEABLE = [name for name in SMALL if mergeable(name)]
-OTHERS = [name for name in SMALL if name not in MERGEABLE]
+MERGEABLE = [name for name in METHODS if mergeable(name)]
+OTHERS = [name for name in METHODS if name not in MERGEABLE]
 
 
 def state(model: Any) -> dict[str, Tensor]:

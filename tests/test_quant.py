@@ -22,12 +22,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 import featherweight as fw
 import models
 import tiny
+from contract import METHODS
 from featherweight import quant
 from featherweight.adapter import parts, trainable
 from featherweight.base import fingerprint, same_base
 from featherweight.quant import dense_weight, is_quantised, keep_gradients, store_weight
 from models import logits, random_inputs, shake, words
-from test_methods import SMALL, every_method
+from test_methods import every_method
 
 WIDTH = 64
 """A multiple of 32 and of the 64 values that share a 4-bit scale: narrower layers have no AVX512-BF16 kernel."""
@@ -93,7 +94,7 @@ def dequantised(model: Any) -> Any:
 def with_adapter(model: Any, method: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        fw.attach(model, SMALL[method])
+        fw.attach(model, METHODS[method])
     shake(trainable(model))
     return model
 

@@ -99,6 +99,8 @@ class Method:
     paper: ClassVar[str]
     learning_rate: ClassVar[float]
     """The default learning rate, measured per method by `benchmarks/tune.py`: one rate for all is unfair."""
+    encoder_learning_rate: ClassVar[float]
+    """The same for an encoder that classifies, whose new head learns along."""
 
     modules_to_save: tuple[str, ...] | None = None
     """Modules that are trained as a whole and saved with the adapter; a classifier's head always is."""
@@ -110,6 +112,10 @@ class Method:
     def errors(self) -> Iterator[str]:
         """Yield what is wrong with the hyper-parameters, one sentence each."""
         yield from ()
+
+    def rate(self, classifies: bool) -> float:
+        """The default learning rate for an encoder that classifies, or for a model that writes."""
+        return self.encoder_learning_rate if classifies else self.learning_rate
 
     def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> Method:
         """Fill in what depends on the model (its default target modules, the tokens of a text)."""

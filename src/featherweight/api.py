@@ -54,7 +54,7 @@ def train(
     elif name not in attached(base.model):
         raise InputError("nothing to train: pass a method, such as LoRA(r=8)")
     method = attached(base.model)[name]
-    chosen = Settings(lr=lr if lr is not None else method.learning_rate, seed=seed, **settings)
+    chosen = Settings(lr=lr if lr is not None else method.rate(base.classifies), seed=seed, **settings)
     report = fit(base, examples, chosen, name=name, on_step=on_step)
     report.cut = cut
     return report

@@ -69,7 +69,7 @@ def compare(
     lines: list[report.Line] = []
     notes = baselines(base, task, writer, metric)
     for method in methods:
-        chosen = replace(settings, lr=lr if lr is not None else method.learning_rate)
+        chosen = replace(settings, lr=lr if lr is not None else method.rate(base.classifies))
         begin(base, method, task, writer, seed=settings.seed)
         try:
             result = fit_with_bar(base, examples, chosen, method.title)

@@ -81,7 +81,7 @@ def run_train(config: TrainConfig) -> int:
     """`featherweight train`."""
     method = build_method(config.method, config.options.get(config.method, {}))
     task, _, folder, _ = prepare(config, [method], config.method, [config.method])
-    settings = settings_of(config, len(task.train), lr=config.lr or method.learning_rate)
+    settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(load_config(config.model))))
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
     base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
     writer = writer_for(base, config.max_length, task.labels, [method])
@@ -205,7 +205,9 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
                 f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "fan_in_fan_out", "rank_pattern")
             ]
             print(f"{'':14} --set " + ", ".join(f"{f.name}={f.default}" for f in fields))
-            print(f"{'':14} default learning rate {cls.learning_rate:g}")
+            print(
+                f"{'':14} default learning rate {cls.learning_rate:g}; {cls.encoder_learning_rate:g} on an encoder that classifies"
+            )
         skeletal: Any = skeleton(config, own_labels(config) if is_encoder(config) else None)
         try:
             attach(skeletal, method, encode=lambda _: [0])

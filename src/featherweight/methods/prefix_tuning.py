@@ -54,6 +54,7 @@ class PrefixTuning(Method):
     title: ClassVar[str] = "Prefix-Tuning"
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     learning_rate: ClassVar[float] = 3e-3
+    encoder_learning_rate: ClassVar[float] = 0.03
 
     num_virtual_tokens: int = 20
     """Number of learned past positions."""
@@ -142,7 +143,7 @@ class PrefixTuningPart(Part):
                 self.prompt_embeddings.normal_()  # what HF PEFT's embedding starts from
             else:
                 ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
-                self._store(_keys_and_values(stack, ids, self.empty_cache()))
+                self._store(_keys_and_values(stack, ids, self.crosses))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -207,11 +208,15 @@ class PrefixTuningPart(Part):
         return [(prefix[row].expand(batch, -1, -1, -1), prefix[row + 1].expand(batch, -1, -1, -1)) for row in rows]
 
 
-def _keys_and_values(stack: nn.Module, ids: Tensor, cache: Any) -> list[tuple[Tensor, Tensor]]:
-    """The (keys, values) of every layer, heads × n × size, that the frozen stack keeps after reading `ids`."""
+def _keys_and_values(stack: nn.Module, ids: Tensor, crosses: bool) -> list[tuple[Tensor, Tensor]]:
+    """The (keys, values) of every layer, heads × n × size, that the frozen stack computes when it reads `ids`."""
+    own: Any = DynamicCache()  # without a configuration, so that no layer drops what its window has passed
     training = stack.training
     stack.eval()
-    stack(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    stack(
+        input_ids=ids[None],
+        past_key_values=EncoderDecoderCache(own, DynamicCache()) if crosses else own,
+        use_cache=True,
+    )
     stack.train(training)
-    own: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     return [(layer.keys[0], layer.values[0]) for layer in own.layers]

@@ -42,6 +42,7 @@ class PromptTuning(Method):
     title: ClassVar[str] = "Prompt Tuning"
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     learning_rate: ClassVar[float] = 1e-1
+    encoder_learning_rate: ClassVar[float] = 0.1
 
     num_virtual_tokens: int = 20
     """Length of the learned prompt."""
