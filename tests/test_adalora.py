@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import featherweight as fw
 import models
-from featherweight.adapter import Part, Retrained, parts, trainable
+from featherweight.adapter import parts, trainable
+from featherweight.method import Part, Retrained
 from featherweight.methods.adalora import AdaLoRAPart
 from models import FAMILIES, logits, random_inputs, shake
 from tiny import reviews, save_llama, write

@@ -11,7 +11,7 @@ import pytest
 
 import featherweight
 from contract import PROMISES
-from featherweight.adapter import Method, Part
+from featherweight.method import Method, Part
 from featherweight.methods import METHODS, method_class, method_name
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +95,15 @@ def test_the_default_rate_is_the_best_of_the_stored_search(name):
     assert len(own) >= 4
     best = max(own, key=lambda t: t["validation_accuracy"])
     assert method_class(name).learning_rate == best["lr"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_rate_on_an_encoder_cannot_be_told_from_the_best_of_the_stored_search(name):
+    trials = [json.loads(line) for line in (ROOT / "benchmarks/results/tune_encoder.jsonl").read_text().splitlines()]
+    own = {t["lr"]: t for t in trials if t["method"] == name}
+    assert len(own) >= 4
+    best = max(own.values(), key=lambda t: t["validation_accuracy"])
+    assert own[method_class(name).encoder_learning_rate]["interval"][1] >= best["interval"][0]
 
 
 def test_the_readme_shows_the_table_that_was_stored():

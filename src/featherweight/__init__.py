@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Part": "adapter", "Method": "adapter", "attach": "adapter", "detach": "adapter", "live": "adapter",
+    "Part": "method", "Method": "method", "attach": "adapter", "detach": "adapter", "live": "adapter",
     "attached": "adapter", "count": "adapter", "rename": "adapter",
     "LoRA": "methods.lora", "PromptTuning": "methods.prompt_tuning", "PTuning": "methods.p_tuning",
     "PrefixTuning": "methods.prefix_tuning", "IA3": "methods.ia3", "AdaLoRA": "methods.adalora",
@@ -33,12 +33,13 @@ _WHERE = {
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
-    from .adapter import Method, Part, attach, attached, count, detach, live, rename
+    from .adapter import attach, attached, count, detach, live, rename
     from .api import evaluate, generate, train
     from .base import Base, load_base
     from .checkpoint import load, save
     from .errors import InputError
     from .merging import merge, unmerge
+    from .method import Method, Part
     from .methods.adalora import AdaLoRA
     from .methods.ia3 import IA3
     from .methods.lora import LoRA

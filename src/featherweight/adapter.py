@@ -1,10 +1,9 @@
 """The one idea: an adapter is trainable code around a frozen call.
 
-`part(call, *args, **kwargs)`: `call` is the frozen module (or the next adapter inwards). A `Part` does something
-before the call, after it, or instead of it. A `Method` holds the hyper-parameters and says which part goes where.
+A method (method.py) says which part goes where; here the parts are put in place, switched and taken away.
 
     attach(model, LoRA(r=8))           # freezes the base, puts one part at every matching site
-    with_base = live(model)            # no name: the plain base, bit for bit
+    live(model)                        # no name: the plain base, bit for bit
     live(model, "default")             # and back
     detach(model, "default")           # gone: original classes, original keys
 
@@ -16,144 +15,17 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import InputError
+from .method import Method, Part, Retrained
 from .quant import keep_gradients
 from .sites import whole_names, whole_sites
-
-
-class Part(nn.Module):
-    """Trainable tensors at one site. Attribute names are the on-disk names (`lora_A`, `ia3_l`, …)."""
-
-    def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the frozen `call`, with something around it. The default adds nothing."""
-        return call(*args, **kwargs)
-
-    def saved(self) -> dict[str, Tensor]:
-        """The tensors that go to disk. They differ from the trained ones where a method reparametrises."""
-        return dict(self.state_dict())
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `saved` gave; shapes have been checked by then."""
-        self.load_state_dict(tensors)
-
-    def merged(
-        self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None
-    ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"] | None]:
-        """The dense weight and bias with which the bare site would do what it does with this part."""
-        raise NotImplementedError
-
-
-class Retrained(Part):
-    """A trainable copy that runs instead of the frozen module: what `modules_to_save` names, such as a new task's head."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = _without_parts(copy.deepcopy(module)).float().requires_grad_(True)
-
-    def forward(self, call: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Leave `call` out. The copy works in its own type: a head is small, and its input may be bfloat16."""
-        own = next(self.module.parameters()).dtype
-        return self.module(x.to(own), *args, **kwargs).to(x.dtype)
-
-    def saved(self) -> dict[str, Tensor]:
-        """The module's tensors under the module's own names."""
-        return dict(self.module.state_dict())
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take them back."""
-        self.module.load_state_dict(tensors)
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The copy takes the module's place."""
-        own = {k: v.detach().to(weight.dtype) for k, v in self.module.state_dict().items()}
-        if own.keys() - {"weight", "bias"}:
-            raise InputError("a retrained module can only be merged where it is one layer")
-        return own["weight"], own.get("bias")
-
-
-def _without_parts(module: nn.Module) -> nn.Module:
-    """A copy as the plain module that it was before other adapters sat on it or inside it."""
-    for site in sites(module):
-        site.__class__ = type(site).__mro__[1]
-        del site.parts, site.__dict__["_live"]
-    return module
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """Hyper-parameters of a method. Fields are the keys of `adapter_config.json`, as HF PEFT spells them.
-
-    A field marked `metadata={"local": True}` is ours alone and stays out of that file.
-    """
-
-    peft_type: ClassVar[str]
-    title: ClassVar[str]
-    paper: ClassVar[str]
-    learning_rate: ClassVar[float]
-    """The default learning rate, measured per method by `benchmarks/tune.py`: one rate for all is unfair."""
-    encoder_learning_rate: ClassVar[float]
-    """The same for an encoder that classifies, whose new head learns along."""
-
-    modules_to_save: tuple[str, ...] | None = None
-    """Modules that are trained as a whole and saved with the adapter; a classifier's head always is."""
-
-    def __post_init__(self) -> None:
-        if errors := list(self.errors()):
-            raise InputError(f"{self.title}: " + "; ".join(errors))
-
-    def errors(self) -> Iterator[str]:
-        """Yield what is wrong with the hyper-parameters, one sentence each."""
-        yield from ()
-
-    def rate(self, classifies: bool) -> float:
-        """The default learning rate for an encoder that classifies, or for a model that writes."""
-        return self.encoder_learning_rate if classifies else self.learning_rate
-
-    def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> Method:
-        """Fill in what depends on the model (its default target modules, the tokens of a text)."""
-        return self
-
-    def starting_from(self, text: str) -> Method:
-        """The same method starting from a text, where it starts from text and none was chosen; else itself."""
-        return self
-
-    def sites(self, model: nn.Module) -> list[str]:
-        """Paths of the modules that get a part, in the model's order."""
-        raise NotImplementedError
-
-    def part(self, model: nn.Module, path: str) -> Part:
-        """Build the part for the site at `path`: initialised, in float32."""
-        raise NotImplementedError
-
-    def penalty(self, parts: Mapping[str, Part]) -> Float[Tensor, ""] | None:
-        """What is added to the loss of every update, where the method has a regulariser."""
-        return None
-
-    def scheduled(self, steps: int) -> Method:
-        """The same method knowing that it is trained for `steps` updates: called once, before the first."""
-        return self
-
-    def after_step(self, parts: Mapping[str, Part], step: int) -> None:
-        """Called after update `step` (from 1), gradients still in place, by methods that change more than weights."""
-
-    def config(self, model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Any]:
-        """This method's part of `adapter_config.json`; `model` and `parts` are for what HF PEFT wants to read of them."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("local")}
-        if self.modules_to_save is None:
-            del told["modules_to_save"]  # not every method of HF PEFT knows the word
-        return told
-
-    def key(self, path: str, name: str) -> str:
-        """The on-disk name of tensor `name` of the part at `path`, as HF PEFT writes it."""
-        return f"base_model.model.{path}.{name}"
 
 
 @dataclass
@@ -201,6 +73,15 @@ def _check_name(model: nn.Module, name: str) -> None:
         raise InputError(f"an adapter named {name!r} is already attached; detach it or choose another name")
 
 
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """A copy as the plain module that it was before other adapters sat on it or inside it."""
+    twin = copy.deepcopy(module)
+    for site in sites(twin):
+        site.__class__ = type(site).__mro__[1]
+        del site.parts, site.__dict__["_live"]
+    return twin
+
+
 def _built(
     model: nn.Module, method: Method, encode: Callable[[str], list[int]] | None
 ) -> tuple[Method, dict[str, Part]]:
@@ -208,7 +89,7 @@ def _built(
     whole = whole_names(model, method.modules_to_save)
     method = replace(method.resolve(model, encode), modules_to_save=whole or None)
     retrained = whole_sites(model, whole)
-    built: dict[str, Part] = {path: Retrained(model.get_submodule(path)) for path in retrained}
+    built: dict[str, Part] = {path: Retrained(_plain_copy(model.get_submodule(path))) for path in retrained}
     for path in method.sites(model):
         if not any(f"{path}.".startswith(f"{head}.") for head in retrained):
             built[path] = method.part(model, path)
@@ -385,6 +266,6 @@ def rewind(model: nn.Module, tensors: list[Tensor], name: str = "default") -> No
 
 
 __all__ = [
-    "Method", "Part", "Retrained", "attach", "attached", "count", "detach", "facts", "folded", "know", "live", "living", "parts",
+    "attach", "attached", "count", "detach", "facts", "folded", "know", "live", "living", "parts",
     "remember", "rename", "rewind", "sites", "snapshot", "trainable",
 ]  # fmt: skip

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from .adapter import Method, attach, attached, facts, remember
+from .adapter import attach, attached, facts, remember
 from .base import Base
 from .engine.train import Report, Settings, fit
 from .errors import InputError
+from .method import Method
 from .rows import Row, pieces
 from .scoring import EVAL_BATCH, Score, generate_from
 from .scoring import evaluate as score

@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adapter import Method, Part, Retrained, attach, attached, detach, facts, parts, remember
+from .adapter import attach, attached, detach, facts, parts, remember
 from .base import fingerprint, same_base
 from .errors import InputError, nearest
 from .merging import refuse_merged
+from .method import Method, Part, Retrained
 from .methods import METHODS, method_class
 from .methods.options import typed
 from .sites import is_classifier, is_encoder_decoder, whole_names, whole_sites

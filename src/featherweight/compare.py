@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import provenance, report
-from .adapter import Method, attached, count, detach
+from .adapter import attached, count, detach
 from .api import begin
 from .base import Base
 from .checkpoint import save
 from .engine.train import Report, Settings, fit
+from .method import Method
 from .methods import method_name
 from .progress import bar, mebibytes, note
 from .scoring import Score, evaluate, majority

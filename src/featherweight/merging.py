@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapter import Part, Retrained, _run, attached, detach, folded, living, parts
+from .adapter import _run, attached, detach, folded, living, parts
 from .errors import InputError
+from .method import Part, Retrained
 from .quant import dense_weight, is_quantised, kind, store_weight
 
 Originals = dict[str, dict[str, Tensor]]

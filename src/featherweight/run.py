@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import report
-from .adapter import Method, attach, attached, count, detach
+from .adapter import attach, attached, count, detach
 from .api import begin, generate
 from .base import DTYPES, Base, load_base, load_config, pick_device, save_base, skeleton
 from .checkpoint import CONFIG, load, read_about, read_method, save
@@ -39,6 +39,7 @@ from .encoder import head_order, is_encoder, own_labels
 from .engine.train import Settings
 from .errors import InputError
 from .merging import merge, refuse_unmergeable
+from .method import Method
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .progress import mebibytes, note

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .adapter import Part
 from .errors import InputError
+from .method import Part
 
 
 def argument_names(stack: nn.Module) -> tuple[str, ...]:

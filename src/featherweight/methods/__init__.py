@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from ..adapter import Method
+    from ..method import Method
 
 METHODS: dict[str, str] = {
     "lora": "lora:LoRA",

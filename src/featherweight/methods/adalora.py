@@ -41,8 +41,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import sites
-from ..adapter import Method, Part
 from ..errors import InputError
+from ..method import Method, Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import sites
-from ..adapter import Method, Part
+from ..method import Method, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class IA3(Method):
     title: ClassVar[str] = "(IA)³"
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
     learning_rate: ClassVar[float] = 2e-2
-    encoder_learning_rate: ClassVar[float] = 0.02
+    encoder_learning_rate: ClassVar[float] = 1e-2
 
     target_modules: str | tuple[str, ...] | None = None
     """Layers to rescale; by default those of HF PEFT (keys, values, feed-forward)."""

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import sites
-from ..adapter import Method, Part
+from ..method import Method, Part
 
 
 @dataclass(frozen=True, kw_only=True)

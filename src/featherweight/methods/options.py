@@ -10,7 +10,7 @@ from ..errors import InputError, nearest
 from . import METHODS, method_class
 
 if TYPE_CHECKING:
-    from ..adapter import Method
+    from ..method import Method
 
 
 def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str, Any]]:

@@ -32,8 +32,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import sites
-from ..adapter import Method, Part
 from ..errors import InputError
+from ..method import Method, Part
 from ..soft_prompt import Prepend, WidenCrossMask, starting_ids, text_ids
 
 

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .. import sites
-from ..adapter import Method, Part
 from ..errors import InputError
+from ..method import Method, Part
 from ..prefix_cache import handing_on, packed_mask, reading, runs_twice
 from ..soft_prompt import (
     argument_names,

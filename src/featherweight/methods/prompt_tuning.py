@@ -29,8 +29,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import sites
-from ..adapter import Method, Part
 from ..errors import InputError
+from ..method import Method, Part
 from ..soft_prompt import Prepend, WidenCrossMask, starting_ids, text_ids
 
 
@@ -42,7 +42,7 @@ class PromptTuning(Method):
     title: ClassVar[str] = "Prompt Tuning"
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     learning_rate: ClassVar[float] = 1e-1
-    encoder_learning_rate: ClassVar[float] = 0.1
+    encoder_learning_rate: ClassVar[float] = 3e-2
 
     num_virtual_tokens: int = 20
     """Length of the learned prompt."""
