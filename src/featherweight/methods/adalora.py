@@ -53,7 +53,7 @@ class AdaLoRA(Method):
     title: ClassVar[str] = "AdaLoRA"
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
     learning_rate: ClassVar[float] = 2e-2
-    encoder_learning_rate: ClassVar[float] = 0.02
+    encoder_learning_rate: ClassVar[float] = 2e-2
 
     init_r: int = 12
     """Rank of every layer at the start."""

@@ -41,7 +41,7 @@ class LoRA(Method):
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     learning_rate: ClassVar[float] = 1e-3
-    encoder_learning_rate: ClassVar[float] = 0.005
+    encoder_learning_rate: ClassVar[float] = 5e-3
 
     r: int = 8
     """Rank of the correction."""

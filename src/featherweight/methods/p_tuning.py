@@ -45,7 +45,7 @@ class PTuning(Method):
     title: ClassVar[str] = "P-Tuning"
     paper: ClassVar[str] = "Liu et al. 2021, arXiv:2103.10385"
     learning_rate: ClassVar[float] = 1e-2
-    encoder_learning_rate: ClassVar[float] = 0.01
+    encoder_learning_rate: ClassVar[float] = 1e-2
 
     num_virtual_tokens: int = 20
     """Length of the learned prompt."""

@@ -54,7 +54,7 @@ class PrefixTuning(Method):
     title: ClassVar[str] = "Prefix-Tuning"
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     learning_rate: ClassVar[float] = 3e-3
-    encoder_learning_rate: ClassVar[float] = 0.03
+    encoder_learning_rate: ClassVar[float] = 3e-2
 
     num_virtual_tokens: int = 20
     """Number of learned past positions."""
