@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,26 @@ def in_float64(check: Callable[..., float | None]) -> Callable[..., float | None
     def checked(*args: Any) -> float | None:
         with Float64():
             return check(*args)
+
+    return checked
+
+
+_attention: ContextVar[str | None] = ContextVar("attention", default=None)
+
+
+def in_both_attentions(check: Callable[..., float | None]) -> Callable[..., float | None]:
+    """A promise that is checked with plain matrix products and with PyTorch's fused kernel; the worse of the two."""
+
+    @functools.wraps(check)
+    def checked(*args: Any) -> float | None:
+        found = []
+        for implementation in ("eager", "sdpa"):
+            token = _attention.set(implementation)
+            try:
+                found.append(check(*args))
+            finally:
+                _attention.reset(token)
+        return None if None in found else max(d for d in found if d is not None)
 
     return checked
 
@@ -138,7 +159,10 @@ EVERYWHERE = FAMILIES | CLASSIFIERS
 
 def build(family: str, dtype: torch.dtype = torch.float64) -> Any:
     """A tiny random model, without dropout."""
-    return EVERYWHERE[family]().to(dtype)
+    model = EVERYWHERE[family]().to(dtype)
+    if implementation := _attention.get():
+        model.set_attn_implementation(implementation)
+    return model
 
 
 def adapted(side: Side, family: str, method: str, dtype: torch.dtype = torch.float64, seed: int = 1) -> Any:
@@ -355,6 +379,7 @@ def gradients_are_those_of_the_output(side: Side, family: str, method: str, fold
     return off(torch.as_tensor(slope), quotient)
 
 
+@in_both_attentions
 def checkpointing_changes_no_gradient(side: Side, family: str, method: str, folder: Path) -> float | None:
     """Recomputing activations in the backward pass gives the same gradients (float32)."""
     model = adapted(side, family, method, torch.float32).train()
@@ -377,6 +402,7 @@ def padding_sides(family: str) -> tuple[bool, ...]:
     return (False,) if writes(family) == "classifier" or family == "bart" else (False, True)
 
 
+@in_both_attentions
 @in_float64
 def padding_changes_nothing(side: Side, family: str, method: str, folder: Path) -> float | None:
     """A row gives the same logits alone, in any batch, and with any amount of padding on either side."""
@@ -412,6 +438,7 @@ def read(side: Side, model: Any, inputs: dict[str, Tensor], written: Tensor | No
 # --- 6 and 7: packing and accumulation ----------------------------------------------------------------------------
 
 
+@in_both_attentions
 @in_float64
 def packed_rows_are_alone(side: Side, family: str, method: str, folder: Path) -> float | None:
     """Rows in one packed row give each row's loss and gradients; altering one changes nothing in another."""
@@ -548,6 +575,7 @@ def several_adapters_keep_to_themselves(side: Side, family: str, method: str, fo
 # --- 11: generating -----------------------------------------------------------------------------------------------
 
 
+@in_both_attentions
 @in_float64
 def generates_the_same_without_a_cache(side: Side, family: str, method: str, folder: Path) -> float | None:
     """Greedy and beam search write the same tokens with and without a cache."""
@@ -562,6 +590,7 @@ def generates_the_same_without_a_cache(side: Side, family: str, method: str, fol
     return 0.0
 
 
+@in_both_attentions
 @in_float64
 def generates_the_same_in_a_batch(side: Side, family: str, method: str, folder: Path) -> float | None:
     """A batch of unequal rows is continued as each row alone, greedily and by beams."""
