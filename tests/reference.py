@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -75,7 +76,9 @@ class Theirs:
     def adapt(self, base: Any, method: str, seed: int = 1) -> Any:
         from contract import METHODS
 
-        return peft.get_peft_model(base, theirs(METHODS[method], base)).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return peft.get_peft_model(base, theirs(METHODS[method], base)).eval()
 
     def learned(self, model: Any) -> list[nn.Parameter]:
         return [p for p in model.parameters() if p.requires_grad]
