@@ -44,7 +44,7 @@ class PTuning(Method):
     peft_type: ClassVar[str] = "P_TUNING"
     title: ClassVar[str] = "P-Tuning"
     paper: ClassVar[str] = "Liu et al. 2021, arXiv:2103.10385"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-3
     encoder_learning_rate: ClassVar[float] = 1e-2
 
     num_virtual_tokens: int = 20
