@@ -307,6 +307,20 @@ def test_a_single_word_is_a_name_not_a_pattern(method: fw.Method) -> None:
     assert all(path.endswith(".v_proj") for path in parts(model))
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_going_on_from_an_earlier_generation_is_refused_rather_than_skipping_words(method: str, rows: int) -> None:
+    model, ids = adapted("llama", method), words(rows, 9)
+    mask = torch.ones_like(ids)
+    mask[1:, 0] = 0
+    new: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **new)
+    more = torch.cat([out.sequences, words(rows, 4, seed=1)], dim=1)
+    mask = torch.cat([mask, mask.new_ones(rows, 7)], dim=1)
+    with pytest.raises(fw.InputError, match="leave past_key_values out"):
+        model.generate(more, attention_mask=mask, past_key_values=out.past_key_values, **new)
+
+
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
 def test_a_prompt_sits_where_opt_really_runs(method: str) -> None:
     config = OPTConfig(
