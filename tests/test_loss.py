@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import featherweight as fw
 import models
 from featherweight.adapter import snapshot, trainable
-from featherweight.engine.batches import Batch, collate, schedule
+from featherweight.engine.batches import Batch, check_packing, collate, schedule
 from featherweight.engine.loss import head_at, labelled_loss, logits_at
 from featherweight.engine.train import Report, Settings, fit, rate_at
 from featherweight.rows import Row
@@ -135,6 +136,13 @@ def test_a_schedule_has_exactly_its_steps_and_every_batch_is_full(rows: int, siz
     batches = list(schedule(ROWS[:rows], size, steps, seed=0))
     assert len(batches) == steps
     assert {len(batch) for batch in batches} == {size}
+
+
+def test_few_rows_are_not_put_next_to_themselves() -> None:
+    """Rows are sorted by length within a window: one of many epochs would fill a batch with copies of one row."""
+    rows = [example(n, 3 + n, 1) for n in range(40)]
+    for batch in schedule(rows, 8, 50, seed=0):
+        assert len({id(e) for e in batch}) == 8
 
 
 def test_a_schedule_is_the_same_for_the_same_seed_and_another_for_another() -> None:
@@ -267,3 +275,10 @@ def test_a_run_without_rows_or_without_an_adapter_is_refused() -> None:
         fit(base, [], SETTINGS)
     with pytest.raises(fw.InputError, match="no adapter named 'other'"):
         fit(base, ROWS, SETTINGS, name="other")
+
+
+def test_packing_is_tried_without_dropout() -> None:
+    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2)
+    base = fw.Base(GPT2LMHeadModel(config).train(), SimpleNamespace(pad_token_id=0), "gpt2", torch.device("cpu"))
+    check_packing(base)
+    assert base.model.training

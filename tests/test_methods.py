@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
 
 import featherweight as fw
 import models
@@ -304,3 +305,31 @@ def test_a_single_word_is_a_name_not_a_pattern(method: fw.Method) -> None:
     resolved = fw.attach(model, method)
     assert resolved.target_modules == ("v_proj",)
     assert all(path.endswith(".v_proj") for path in parts(model))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_going_on_from_an_earlier_generation_is_refused_rather_than_skipping_words(method: str, rows: int) -> None:
+    model, ids = adapted("llama", method), words(rows, 9)
+    mask = torch.ones_like(ids)
+    mask[1:, 0] = 0
+    new: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **new)
+    more = torch.cat([out.sequences, words(rows, 4, seed=1)], dim=1)
+    mask = torch.cat([mask, mask.new_ones(rows, 7)], dim=1)
+    with pytest.raises(fw.InputError, match="leave past_key_values out"):
+        model.generate(more, attention_mask=mask, past_key_values=out.past_key_values, **new)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_a_prompt_sits_where_opt_really_runs(method: str) -> None:
+    config = OPTConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, ffn_dim=48, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=128, dropout=0.0, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    model = models.build(OPTForCausalLM, config)
+    before = logits(model, **random_inputs(model))
+    fw.attach(model, METHODS[method])
+    assert not torch.equal(logits(model, **random_inputs(model)), before)
+    model(**random_inputs(model)).logits.sum().backward()
+    assert any(p.grad is not None for p in trainable(model))

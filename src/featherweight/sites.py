@@ -247,4 +247,8 @@ def stacks(model: Any) -> tuple[str, str | None]:
         return path_of(model, model.get_encoder()), path_of(model, model.get_decoder())
     if not hasattr(model, "base_model"):
         raise InputError(f"{type(model).__name__} is not a transformers model: prompt methods need its stack")
-    return path_of(model, model.base_model), None
+    if is_classifier(model) or not hasattr(model, "get_decoder"):
+        return path_of(model, model.base_model), None
+    called = model.get_decoder()  # OPT calls the decoder inside its base model, and not the base model
+    inside = called is not None and called is not model and any(m is called for m in model.modules())
+    return path_of(model, called if inside else model.base_model), None

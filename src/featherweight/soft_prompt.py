@@ -10,6 +10,7 @@ row (several texts in one, told by `position_ids` that begin again at 0, no mask
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -89,6 +90,25 @@ def past_length(cache: Any) -> int:
     return 0 if own is None or getattr(own, "first_reading", False) else int(own.get_seq_length())
 
 
+def check_continues(kw: Mapping[str, Any], n: int, queries: int, call: Callable[..., Any]) -> None:
+    """Refuse to go on from a cache whose length the caller took for the text's alone: words would be skipped, or read twice.
+
+    `generate` does so when it is handed the cache of an earlier call.
+    """
+    past = past_length(kw.get("past_key_values"))
+    mask, positions = kw.get("attention_mask"), kw.get("position_ids")
+    text = 0  # how many tokens the caller has given in all, this call's included
+    if isinstance(mask, Tensor):
+        text = mask.shape[1] if mask.dim() == 2 else 0
+    elif positions is not None and past and queries > 1 and not torch.compiler.is_compiling():
+        text = int(positions.max()) + 1  # one token at a time is not worth waiting for an accelerator
+    inner = isinstance(call, functools.partial)  # further prompts inwards, perhaps, of which the cache is longer still
+    if past and (not queries or (text and (text + n > past + queries or (text + n < past + queries and not inner)))):
+        raise InputError(
+            "with a prompt or prefix, generate cannot go on from the cache of an earlier call: leave past_key_values out"
+        )
+
+
 def is_packed(kw: Mapping[str, Any]) -> bool:
     """Whether a row holds several texts, as `transformers` tells it: positions begin again at 0, and there is no mask."""
     positions = kw.get("position_ids")
@@ -124,6 +144,8 @@ class Prepend(Part):
         if is_packed(kw):
             return self._packed(call, embeds, prompt, kw)
         first, batch, n = past_length(kw.get("past_key_values")) == 0, embeds.shape[0], prompt.shape[0]
+        if self.cut:
+            check_continues(kw, n, embeds.shape[1], call)
         mask, padding = mask_and_padding(kw, n)
         kw["attention_mask"] = mask
         given = kw.get("position_ids")

@@ -37,6 +37,7 @@ from ..method import Method, Part
 from ..prefix_cache import handing_on, packed_mask, reading, runs_twice
 from ..soft_prompt import (
     argument_names,
+    check_continues,
     is_packed,
     mask_and_padding,
     past_length,
@@ -177,6 +178,7 @@ class PrefixTuningPart(Part):
         kw = dict(zip(self.names, args, strict=False)) | kwargs
         x = kw["input_ids"] if kw.get("input_ids") is not None else kw["inputs_embeds"]
         packed, given = is_packed(kw), kw.get("position_ids")
+        check_continues(kw, self.n, x.shape[1], call)
         mask, padding = mask_and_padding(kw, self.n)
         kw["attention_mask"] = packed_mask(self.config, self.dtype, kw["position_ids"], self.n) if packed else mask
         if "position_ids" in self.names and not self.classifies:  # an encoder counts for itself, RoBERTa in its own way
