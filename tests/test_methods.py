@@ -9,14 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
 
 import featherweight as fw
 import models
 from contract import METHODS
 from featherweight import sites
 from featherweight.adapter import parts, trainable
-from models import DECODERS, FAMILIES, logits, random_inputs, shake, words
+from models import (
+    DECODERS,
+    FAMILIES,
+    logits,
+    padded,
+    random_inputs,
+    shake,
+    words,
+)
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -333,3 +341,35 @@ def test_a_prompt_sits_where_opt_really_runs(method: str) -> None:
     assert not torch.equal(logits(model, **random_inputs(model)), before)
     model(**random_inputs(model)).logits.sum().backward()
     assert any(p.grad is not None for p in trainable(model))
+
+
+def test_a_decoder_with_a_class_head_does_not_see_the_padding_through_a_prompt() -> None:
+    config = models.llama().config
+    config.num_labels = 3
+    for method in ("prompt_tuning", "p_tuning", "prefix_tuning"):
+        model = models.build(LlamaForSequenceClassification, config).double()
+        fw.attach(model, METHODS[method])
+        shake(trainable(model))
+        rows = [words(1, n, seed=n)[0] for n in (9, 4)]
+        together = logits(model, **padded(rows, left=False))
+        for row, scores in zip(rows, together, strict=True):
+            close(scores, logits(model, input_ids=row[None])[0])
+
+
+def test_embeddings_can_be_trained_as_a_whole() -> None:
+    model = models.llama().bfloat16()
+    inputs = random_inputs(model)
+    before = logits(model, **inputs)
+    fw.attach(model, fw.LoRA(r=2, modules_to_save=("embed_tokens",)))
+    assert torch.equal(logits(model, **inputs), before)
+    model(**inputs).logits.square().mean().backward()
+    assert all(p.grad is not None for p in parts(model)["model.embed_tokens"].parameters())
+
+
+def test_a_row_of_padding_alone_is_refused_where_it_would_be_read_in_pieces() -> None:
+    model = adapted("llama", "prefix_tuning").eval()
+    inputs = padded([words(1, n, seed=n)[0] for n in (9, 4)], left=True)
+    with pytest.raises(fw.InputError, match="no row may be padding alone"):
+        model.generate(**inputs, max_new_tokens=4, prefill_chunk_size=3)
+    with pytest.raises(fw.InputError, match="static cache"):
+        model.generate(**inputs, max_new_tokens=4, cache_implementation="static")

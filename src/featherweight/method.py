@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,10 +46,18 @@ class Retrained(Part):
         super().__init__()
         self.module = module.float().requires_grad_(True)
 
-    def forward(self, call: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Leave `call` out. The copy works in its own type: a head is small, and its input may be bfloat16."""
+    def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Leave `call` out. The copy works in its own type, and answers in the frozen module's."""
         own = next(self.module.parameters()).dtype
-        return self.module(x.to(own), *args, **kwargs).to(x.dtype)
+        wanted = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        if not wanted and hasattr(call, "__self__"):  # words go in, not numbers: an embedding
+            wanted = [p.dtype for p in call.__self__.parameters()]
+
+        def cast(value: Any, wanted: torch.dtype) -> Any:
+            return value.to(wanted) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        out = self.module(*(cast(a, own) for a in args), **{k: cast(v, own) for k, v in kwargs.items()})
+        return cast(out, wanted[0] if wanted else own)
 
     def saved(self) -> dict[str, Tensor]:
         """The module's tensors under the module's own names."""

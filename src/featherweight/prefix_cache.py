@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
+from .errors import InputError
 from .soft_prompt import argument_names, insert
 
 
@@ -131,6 +132,8 @@ def packed_mask(config: Any, dtype: torch.dtype, positions: Tensor, n: int) -> A
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 
     kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"} or hasattr(config, "attention_types"):
+        raise InputError("packing: Prefix-Tuning knows no mask for this model's kinds of attention; train it without")
     if "sliding_attention" in kinds:
         return {"full_attention": added(seen), "sliding_attention": added(near)}
     return added(seen if kinds else near)

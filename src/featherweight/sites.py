@@ -5,6 +5,7 @@ one string that is a regular expression for the whole path, or `"all-linear"`. L
 for the architecture are taken. Prompt methods need no names: they sit on a stack (`stacks`).
 """
 
+import inspect
 import re
 from typing import Any
 
@@ -237,8 +238,10 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 def prompted(model: Any) -> tuple[str, str | None]:
     """Like `stacks`, where a prompt goes: before a classifier as a whole, because what follows its stack (a mean over the
-    tokens) must see the prompt and the mask that has room for it. So does HF PEFT."""
-    return ("", None) if is_classifier(model) else stacks(model)
+    tokens) must see the prompt and the mask that has room for it. So does HF PEFT. A decoder with a class head looks for its
+    last word itself, and must not see the prompt."""
+    reads_only = is_classifier(model) and "past_key_values" not in inspect.signature(type(model).forward).parameters
+    return ("", None) if reads_only else stacks(model)
 
 
 def stacks(model: Any) -> tuple[str, str | None]:

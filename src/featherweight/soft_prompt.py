@@ -72,8 +72,16 @@ def mask_and_padding(kw: Mapping[str, Any], n: int) -> tuple[Tensor | None, Tens
     if (mask := kw.get("attention_mask")) is None:
         return None, None
     if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise InputError("prompt methods need a (batch, seq) attention mask, not one that has been expanded already")
+        raise InputError(
+            "prompt methods need a (batch, seq) attention mask, not one that has been expanded already "
+            "(as generate does for a static cache: leave cache_implementation out)"
+        )
     padding = padding_before(mask)
+    reads = kw.get("past_key_values") is not None and not torch.compiler.is_compiling()
+    if reads and bool((padding == mask.shape[1]).any()):
+        raise InputError(
+            "with a prompt or prefix no row may be padding alone, as prefill_chunk_size makes it of a short row's first chunk"
+        )
     return widen(mask, n, padding), padding
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from ..adapter import attached, folded, know, living, parts, rewind, snapshot, trainable
 from ..base import Base
 from ..errors import InputError
+from ..method import Part, Retrained
 from ..tokens import Example
 from .batches import Batch, check_packing, collate, pack, schedule
 from .loss import labelled_loss
@@ -121,6 +122,9 @@ def fit(
     base.model.train()
     reset_peak(base.device)
     good = snapshot(base.model, name)
+    others = [p for other in living(base.model) if other != name for p in trainable(base.model, other)]
+    for p in others:  # they run along, frozen
+        p.requires_grad_(False)
     try:
         stream = schedule(examples, settings.batch_size, settings.steps * settings.accumulate, settings.seed)
         for step in range(settings.steps):
@@ -131,6 +135,8 @@ def fit(
             loss = gradients(base, batches, parameters)
             if (penalty := method.penalty(own)) is not None:
                 penalty.backward()
+            if step == 0:
+                _check_reached(own)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
             if not math.isfinite(loss):
                 raise _DivergedError  # the last update made it so
@@ -148,6 +154,8 @@ def fit(
         report.stopped = "interrupted" if isinstance(stop, KeyboardInterrupt) else "diverged"
         rewind(base.model, good, name)  # an interrupted update may have been cut in the middle
     finally:
+        for p in others:
+            p.requires_grad_(True)
         optimizer.zero_grad(set_to_none=True)
         base.model.eval()
     return report
@@ -155,6 +163,16 @@ def fit(
 
 class _DivergedError(Exception):
     """The loss, a gradient or a weight is no longer finite."""
+
+
+def _check_reached(own: Mapping[str, Part]) -> None:
+    """A module that is trained as a whole must be called: another adapter's copy of it may run in its place."""
+    for path, part in own.items():
+        if isinstance(part, Retrained) and all(p.grad is None for p in part.parameters()):
+            raise InputError(
+                f"{path} is to be trained as a whole, but the model never calls it, or another live adapter's copy runs "
+                f"instead: train one at a time, with live(model, name)"
+            )
 
 
 def gradients(base: Base, batches: Sequence[Batch], parameters: Sequence[torch.nn.Parameter]) -> float:

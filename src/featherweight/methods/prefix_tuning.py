@@ -181,7 +181,7 @@ class PrefixTuningPart(Part):
         check_continues(kw, self.n, x.shape[1], call)
         mask, padding = mask_and_padding(kw, self.n)
         kw["attention_mask"] = packed_mask(self.config, self.dtype, kw["position_ids"], self.n) if packed else mask
-        if "position_ids" in self.names and not self.classifies:  # an encoder counts for itself, RoBERTa in its own way
+        if given is not None or ("position_ids" in self.names and not self.classifies):
             kw["position_ids"] = text_positions(given, mask, self.n, x.shape[1])
         cache, stack = kw.get("past_key_values"), self.__dict__["stack"]
         if past_length(cache) > 0:
