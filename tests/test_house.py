@@ -80,15 +80,7 @@ def test_a_part_that_adds_nothing_is_the_call_itself():
     assert Part()(lambda x, y=0: x + y, 2, y=3) == 5
 
 
-TUNED = [
-    pytest.param(n, marks=pytest.mark.xfail(reason="its rate is not measured yet", strict=True))
-    if n == "adalora"
-    else n
-    for n in METHODS
-]
-
-
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_default_rate_is_the_best_of_the_stored_search(name):
     trials = [json.loads(line) for line in (ROOT / "benchmarks/results/tune.jsonl").read_text().splitlines()]
     own = [t for t in trials if t["method"] == name and t["options"] == {}]

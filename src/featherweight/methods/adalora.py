@@ -24,7 +24,7 @@ section 3. The penalty is HF PEFT's: the mean of ‖AAᵀ − I‖ and ‖BᵀB 
 Trainable parameters: init_r · (d_in + d_out + 1) per adapted layer; about target_r / init_r of them are saved.
 When to use it: a small budget of parameters and a run of hundreds of steps; it shows which layers matter to a task.
 When not: for short runs (the ranks are decided from noise), or where LoRA's one rank does well enough. It takes a
-learning rate some twenty times LoRA's, because A, Λ and B are all small at the start.
+higher learning rate than LoRA, because A, Λ and B are all small at the start.
 What it costs: LoRA's costs at init_r, two products of thin matrices per layer and update for the penalty, and two more
 numbers for each trained one, beside Adam's two.
 """
@@ -52,7 +52,7 @@ class AdaLoRA(Method):
     peft_type: ClassVar[str] = "ADALORA"
     title: ClassVar[str] = "AdaLoRA"
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
-    learning_rate: ClassVar[float] = 2e-2
+    learning_rate: ClassVar[float] = 5e-3
     encoder_learning_rate: ClassVar[float] = 2e-2
 
     init_r: int = 12
