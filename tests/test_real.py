@@ -102,7 +102,13 @@ def test_the_model_answers_in_chat_with_and_without_an_adapter(base):
     assert "Paris" in text
 
 
-@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(p.name, marks=[] if p.stem in ("lora", "own_method") else [pytest.mark.slow])  # half a minute each
+        for p in sorted((ROOT / "examples").glob("*.py"))
+    ],
+)
 def test_the_example_runs(example, tmp_path):
     done = run(sys.executable, "-W", "error", str(ROOT / "examples" / example), cwd=tmp_path)
     assert "accuracy" in done.stdout
