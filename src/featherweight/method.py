@@ -39,6 +39,11 @@ class Part(nn.Module):
         raise NotImplementedError
 
 
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Numbers in another type; what is not a tensor of numbers as it is."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 class Retrained(Part):
     """A trainable copy that runs instead of the frozen module: what `modules_to_save` names, such as a new task's head."""
 
@@ -52,12 +57,8 @@ class Retrained(Part):
         wanted = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
         if not wanted and hasattr(call, "__self__"):  # words go in, not numbers: an embedding
             wanted = [p.dtype for p in call.__self__.parameters()]
-
-        def cast(value: Any, wanted: torch.dtype) -> Any:
-            return value.to(wanted) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        out = self.module(*(cast(a, own) for a in args), **{k: cast(v, own) for k, v in kwargs.items()})
-        return cast(out, wanted[0] if wanted else own)
+        out = self.module(*(_cast(a, own) for a in args), **{k: _cast(v, own) for k, v in kwargs.items()})
+        return _cast(out, wanted[0] if wanted else own)
 
     def saved(self) -> dict[str, Tensor]:
         """The module's tensors under the module's own names."""
