@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import torch
 from torch import Tensor
 
-from contract import EVERYWHERE, METHODS, OURS, Side, adapted, build, off
 from featherweight import InputError
 from featherweight.provenance import record
 from models import random_inputs
 from reference import THEIRS
+from subjects import EVERYWHERE, METHODS, OURS, Side, adapted, build, off
 
 LIMIT = 1e-5
 

@@ -24,11 +24,11 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import torch  # noqa: E402
 
-import contract  # noqa: E402
 import featherweight as fw  # noqa: E402
 import reference  # noqa: E402
-from contract import EVERYWHERE, METHODS, PROMISES, Promise, Side, refusal, writes  # noqa: E402
+from contract import PROMISES, Promise, refusal  # noqa: E402
 from featherweight.provenance import record  # noqa: E402
+from subjects import EVERYWHERE, METHODS, OURS, Side, writes  # noqa: E402
 
 
 @dataclass
@@ -93,7 +93,7 @@ def main() -> None:
         for promise in PROMISES:
             for family in EVERYWHERE:
                 for method in METHODS:
-                    asked = [ask(contract.OURS, "ours", promise, family, method)]
+                    asked = [ask(OURS, "ours", promise, family, method)]
                     if promise.ask_peft:
                         asked.append(ask(reference.THEIRS, "peft", promise, family, method))
                     for result in asked:

@@ -74,7 +74,7 @@ class Theirs:
     """The real peft as a side of the contract."""
 
     def adapt(self, base: Any, method: str, seed: int = 1) -> Any:
-        from contract import METHODS
+        from subjects import METHODS
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

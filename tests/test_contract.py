@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import featherweight as fw
-from contract import EVERYWHERE, METHODS, OURS, PROMISES, Promise, refusal
+from contract import PROMISES, Promise, check_method, hold
 from featherweight.methods import METHODS as REGISTRY
+from featherweight.methods.lora import LoRAPart
+from subjects import EVERYWHERE, METHODS
 
 # Its successor is younger than the oldest transformers that we support.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
@@ -36,12 +40,32 @@ def cases() -> Any:
 
 @pytest.mark.parametrize(("family", "method", "promise"), list(cases()))
 def test_promise(family: str, method: str, promise: Promise, tmp_path: Path) -> None:
-    if message := refusal(promise.name, family, method):
-        with pytest.raises(fw.InputError, match=message):
-            promise.check(OURS, family, method, tmp_path)
-        return
-    deviation = promise.check(OURS, family, method, tmp_path)
-    assert deviation is None or deviation <= promise.limit, f"off by {deviation:.2g}"
+    hold(promise, method, family, tmp_path)
+
+
+class Leaking(LoRAPart):
+    """A method with a fault: it looks at the whole batch."""
+
+    def forward(self, call: Callable[..., Tensor], x: Tensor) -> Tensor:
+        return super().forward(call, x) + self.lora_B.weight.mean().to(x.dtype) * x.mean()
+
+
+def test_a_method_with_a_fault_does_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The contract is worth something only if it can be broken."""
+    check_method("lora", "llama", tmp_path / "good")
+    monkeypatch.setattr("featherweight.methods.lora.LoRAPart", Leaking)
+    broken = []
+    for promise in PROMISES:
+        try:
+            hold(promise, "lora", "llama", tmp_path / promise.name)
+        except AssertionError:
+            broken.append(promise.name)
+    assert {
+        "padding_changes_nothing",
+        "packed_rows_are_alone",
+        "merged_it_is_the_same",
+        "generates_the_same_in_a_batch",
+    } <= set(broken)
 
 
 REAL = [

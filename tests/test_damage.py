@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import featherweight as fw
 import models
 import tiny
-from contract import METHODS, OURS, adapted, base_state, fingerprint
+from subjects import METHODS, OURS, adapted, base_state, fingerprint
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "featherweight.json"
 every_method = pytest.mark.parametrize("method", METHODS)

@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import featherweight as fw
 import models
-from contract import METHODS
 from featherweight.adapter import living, parts, rename, trainable
 from featherweight.base import Base, fingerprint
 from featherweight.engine.train import Settings, fit
 from featherweight.method import Part, Retrained
 from models import FAMILIES, logits, random_inputs, shake
+from subjects import METHODS
 from test_methods import adapted
 
 

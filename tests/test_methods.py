@@ -13,7 +13,6 @@ from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausal
 
 import featherweight as fw
 import models
-from contract import METHODS
 from featherweight import sites
 from featherweight.adapter import parts, trainable
 from models import (
@@ -25,6 +24,7 @@ from models import (
     shake,
     words,
 )
+from subjects import METHODS
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 import featherweight as fw
 import models
 import tiny
-from contract import METHODS
 from featherweight import quant
 from featherweight.adapter import parts, trainable
 from featherweight.base import fingerprint, same_base
 from featherweight.quant import dense_weight, is_quantised, keep_gradients, store_weight
 from models import logits, random_inputs, shake, words
+from subjects import METHODS
 from test_methods import every_method
 
 WIDTH = 64

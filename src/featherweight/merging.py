@@ -81,7 +81,7 @@ def refuse_merged(model: nn.Module, doing: str) -> None:
 def refuse_unmergeable(model: nn.Module, name: str = "default") -> None:
     """Refuse a method that does something which no weight of the base can do."""
     for path, part in parts(model, name).items():
-        if type(part).merged is Part.merged:
+        if type(part).merged is Part.merged and not isinstance(part, Retrained):  # which takes its module's place
             raise InputError(
                 f"{attached(model)[name].title} cannot be merged: what it adds at {path or 'the model itself'!r} "
                 f"depends on the input, and no weight there can do the same"

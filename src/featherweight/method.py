@@ -68,13 +68,6 @@ class Retrained(Part):
         """Take them back."""
         self.module.load_state_dict(tensors)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The copy takes the module's place."""
-        own = {k: v.detach().to(weight.dtype) for k, v in self.module.state_dict().items()}
-        if own.keys() - {"weight", "bias"}:
-            raise InputError("a retrained module can only be merged where it is one layer")
-        return own["weight"], own.get("bias")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

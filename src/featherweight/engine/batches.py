@@ -49,9 +49,8 @@ def schedule(examples: Sequence[Example], batch_size: int, steps: int, seed: int
     stream: list[Example] = []
     done = 0
     while done < steps:
-        window = max(
-            1, min(WINDOW, steps - done, len(examples) // batch_size)
-        )  # within an epoch: no row next to itself
+        within = max(1, len(examples) // batch_size)  # an epoch: sorting would put a row next to its own copy
+        window = min(WINDOW, steps - done, within)
         while len(stream) < window * batch_size:
             stream += rng.sample(examples, len(examples))
         rows, stream = stream[: window * batch_size], stream[window * batch_size :]
