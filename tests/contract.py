@@ -231,7 +231,7 @@ def padding_changes_nothing(side: Side, family: str, method: str, folder: Path) 
     written = random_inputs(model)["decoder_input_ids"][:1] if kind == "encoder-decoder" else None
     worst = 0.0
     with torch.no_grad():
-        for more, left in itertools.product((0, 5, 17), padding_sides(family)):
+        for more, left in itertools.product((0, 5, 70), padding_sides(family)):
             inputs = padded([*rows, words(1, 9 + more, seed=77)[0]], left)
             together = read(side, model, inputs, written, left)
             for i, row in enumerate(rows):
