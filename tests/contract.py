@@ -15,6 +15,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 import featherweight as fw
 import models
 from featherweight.adapter import parts, trainable
+from featherweight.attention import layout_of, rows_apart
+from featherweight.base import Base
 from featherweight.engine.batches import Batch, check_packing, collate, pack
 from featherweight.engine.loss import labelled_loss
 from featherweight.engine.train import gradients
@@ -263,10 +266,24 @@ def packed_rows_are_alone(side: Side, family: str, method: str, folder: Path) ->
     """Rows in one packed row give each row's loss and gradients; altering one changes nothing in another."""
     model = adapted(side, family, method)
     base, rows = a_base(model), examples(model)
+    together = words(1, 5, seed=91)[0].tolist()  # rows that begin alike, one of them longer than Gemma 3's window
+    alike = [begun(e, together) for e in [*rows[:3], *examples(model, (70,))]]
     if side is OURS:
         check_packing(base)
+    with rows_apart(model) if side is OURS else nullcontext():
+        return max(alone_when_packed(side, base, rows), alone_when_packed(side, base, alike))
+
+
+def begun(row: Example, ids: list[int]) -> Example:
+    """The row with more to read in front."""
+    return replace(row, ids=[*ids, *row.ids], targets=[*[IGNORE] * len(ids), *row.targets], prompt=[*ids, *row.prompt])
+
+
+def alone_when_packed(side: Side, base: Base, rows: list[Example]) -> float:
+    """How far packing moves losses, gradients, and one text's outputs when another text is altered."""
+    model = base.model
     learned = side.learned(model)
-    whole = pack(base, rows)
+    whole = pack(base, rows) if side is OURS else packed_by_position(rows)
     total = whole.targets.numel()
     alone: list[Tensor | None] = [torch.zeros_like(p) for p in learned]
     loss = torch.zeros((), dtype=torch.float64)
@@ -278,12 +295,22 @@ def packed_rows_are_alone(side: Side, family: str, method: str, folder: Path) ->
     worst = max(gradients_off(grads(together, learned), alone), off(together.detach(), loss))
     with torch.no_grad():
         before = side.logits(model, **whole.inputs, use_cache=False)
-        first = len(rows[0].ids) - 1
+        layout = layout_of(whole.inputs.get("attention_mask"))
+        begin, first = (layout.shared, layout.shared + layout.lengths[0]) if layout else (0, len(rows[0].ids) - 1)
         ids = whole.inputs["input_ids"].clone()
-        ids[0, :first] = ids[0, :first].flip(0)
+        ids[0, begin:first] = ids[0, begin:first].flip(0)
         after = side.logits(model, **{**whole.inputs, "input_ids": ids}, use_cache=False)
-        assert side is not OURS or not torch.equal(after[0, :first], before[0, :first])
+        assert side is not OURS or not torch.equal(after[0, begin:first], before[0, begin:first])
         return max(worst, off(after[0, first:], before[0, first:]))
+
+
+def packed_by_position(rows: list[Example]) -> Batch:
+    """A packed row as `transformers` is told of it: positions begin again at 0 with every text, and there is no mask."""
+    targets = torch.tensor([t for e in rows for t in e.targets[1:]])[None]
+    ids = torch.tensor([i for e in rows for i in e.ids[:-1]])[None]
+    positions = torch.cat([torch.arange(len(e.ids) - 1) for e in rows])[None]
+    where = targets != IGNORE
+    return Batch({"input_ids": ids, "position_ids": positions}, where, targets[where], rows)
 
 
 def unpadded(row: Example) -> Batch:

@@ -80,14 +80,46 @@ def test_the_loss_at_the_labels_is_the_loss_of_all_logits_and_so_are_its_gradien
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
 
-def test_the_head_computes_no_logits_but_the_labelled_ones() -> None:
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_logits_in_chunks_give_the_loss_and_gradients_of_all_of_them(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featherweight.engine.loss.AT_ONCE", {"cpu": 1})
+    base = base_of(family)
+    rows = [example(i, 30, 30, encoder_decoder=base.encoder_decoder) for i in range(2)]  # 60 labels: chunks of 16
+    batch = collate(base, rows)
+    expected, loss = full_loss(base.model, batch), labelled_loss(base.model, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for ours, theirs in zip(gradients(base, loss), gradients(base, expected), strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+def test_no_logits_are_kept() -> None:
     base = base_of("llama")
     batch = batch_of(base)
+    labelled_loss(base.model, batch)  # the first call finds out that nothing comes after the head
     seen = []
-    hook = base.model.lm_head.register_forward_hook(lambda _m, _a, out: seen.append(tuple(out.shape)))
-    labelled_loss(base.model, batch)
+    hook = base.model.lm_head.register_forward_hook(lambda _m, _a, out: seen.append(out.shape[0]))
+    loss = labelled_loss(base.model, batch)
     hook.remove()
-    assert seen == [(7, models.VOCABULARY)]
+    assert seen == [0]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        labelled_loss(base.model, batch)
+    width = base.model.config.hidden_size
+    assert (7, width) in kept
+    assert (7, models.VOCABULARY) not in kept
+    assert loss.isfinite()
+
+
+def test_a_head_that_is_trained_gets_its_gradient() -> None:
+    base = base_of("llama")
+    fw.detach(base.model)
+    fw.attach(base.model, fw.LoRA(r=2, modules_to_save=("lm_head",)))
+    batch = batch_of(base)
+    expected, loss = full_loss(base.model, batch), labelled_loss(base.model, batch)
+    for ours, theirs in zip(gradients(base, loss), gradients(base, expected), strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
 
 def test_gemmas_cap_on_logits_is_kept() -> None:

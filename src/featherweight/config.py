@@ -73,9 +73,9 @@ class TrainingConfig(DataConfig):
     accumulate: Positive = Field(
         1, description="Batches per optimiser step: the same result as one batch of all their rows, in less memory."
     )
-    packing: bool = Field(
-        False,
-        description="Put a batch's texts into one row instead of padding them (decoders; the result is the same).",
+    packing: bool | None = Field(
+        None,
+        description="Put a batch's texts into one row instead of padding them; by default where the model can (decoders).",
     )
     lr: float | None = Field(
         None, gt=0, le=100, description="Learning rate; by default each method's own, chosen by measurement."

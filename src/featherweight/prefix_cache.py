@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from .errors import InputError
 from .soft_prompt import argument_names, insert
 
 
@@ -112,28 +110,3 @@ def _with_cache(checkpoint: Callable[..., Any], place: int, name: str, fresh: Ca
         return checkpoint(filled, *args)
 
     return run
-
-
-def packed_mask(config: Any, dtype: torch.dtype, positions: Tensor, n: int) -> Any:
-    """What to add to the scores (0 or the type's minimum) so that each text of a packed row sees the prefix and itself.
-
-    `positions` (1 × seq) begin again at 0 with every text. One mask, 1 × 1 × seq × (n + seq), or, where layers differ in how
-    far they see, one per kind of layer, as `transformers` takes them.
-    """
-    config = config.get_text_config()
-    text, place = (positions[0] == 0).cumsum(0), positions[0] + n
-    distance = place[:, None] - torch.cat([torch.arange(n, device=place.device), place])
-    own = torch.cat([torch.ones_like(text, dtype=torch.bool)[:, None].expand(-1, n), text[:, None] == text], dim=1)
-    seen = own & (distance >= 0)
-    window: int | None = getattr(config, "sliding_window", None)
-    near = seen & (distance < window) if window else seen
-
-    def added(visible: Tensor) -> Tensor:
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
-
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"} or hasattr(config, "attention_types"):
-        raise InputError("packing: Prefix-Tuning knows no mask for this model's kinds of attention; train it without")
-    if "sliding_attention" in kinds:
-        return {"full_attention": added(seen), "sliding_attention": added(near)}
-    return added(seen if kinds else near)

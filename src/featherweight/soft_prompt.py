@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .attention import Layout, layout_of
 from .errors import InputError
 from .method import Part
 
@@ -117,17 +118,18 @@ def check_continues(kw: Mapping[str, Any], n: int, queries: int, call: Callable[
         )
 
 
-def is_packed(kw: Mapping[str, Any]) -> bool:
-    """Whether a row holds several texts, as `transformers` tells it: positions begin again at 0, and there is no mask."""
+def refuse_packed(kw: Mapping[str, Any]) -> None:
+    """Refuse rows that hold several texts told apart by positions alone: only the first would have the prompt in front."""
     positions = kw.get("position_ids")
     if positions is None or kw.get("attention_mask") is not None or past_length(kw.get("past_key_values")):
-        return False
+        return
     if torch.compiler.is_compiling():
         raise InputError("a compiled model with a prompt or prefix needs an attention mask, or no position_ids")
-    packed = bool((positions[:, 1:] == 0).any())
-    if packed and positions.shape[0] != 1:
-        raise InputError("pack texts into a single row, not into each row of a batch")
-    return packed
+    if bool((positions[:, 1:] == 0).any()):
+        raise InputError(
+            "with a prompt or prefix, texts packed into one row need a mask of row numbers: "
+            "see featherweight.attention.Layout, or train with packing"
+        )
 
 
 class Prepend(Part):
@@ -148,9 +150,10 @@ class Prepend(Part):
         kw = dict(zip(self.names, args, strict=False)) | kwargs
         embeds, ids = kw.pop("inputs_embeds", None), kw.pop("input_ids", None)
         embeds = self.__dict__["embed"](ids) if embeds is None else embeds
+        if layout := layout_of(kw.get("attention_mask")):
+            return self._packed(call, embeds, layout, kw)
+        refuse_packed(kw)
         prompt = self.prompt().to(embeds.dtype)
-        if is_packed(kw):
-            return self._packed(call, embeds, prompt, kw)
         first, batch, n = past_length(kw.get("past_key_values")) == 0, embeds.shape[0], prompt.shape[0]
         if self.cut:
             check_continues(kw, n, embeds.shape[1], call)
@@ -172,23 +175,15 @@ class Prepend(Part):
             out.last_hidden_state = out.last_hidden_state[:, n:]
         return out
 
-    def _packed(self, call: Callable[..., Any], embeds: Tensor, prompt: Tensor, kw: dict[str, Any]) -> Any:
-        """Several texts in one row: the prompt in front of each, and the outputs of the texts alone."""
-        [positions], n = kw.pop("position_ids"), prompt.shape[0]
-        starts = positions == 0
-        at = torch.arange(len(positions), device=positions.device) + n * starts.cumsum(
-            0
-        )  # where each token comes to stand
-        source = torch.full((len(positions) + n * int(starts.sum()),), -1, device=positions.device)
-        source[at] = torch.arange(n, n + len(positions), device=positions.device)
-        source[source < 0] = torch.arange(n, device=positions.device).repeat(int(starts.sum()))
-        own = torch.arange(n, device=positions.device)
-        out = call(
-            inputs_embeds=torch.cat([prompt, embeds[0]])[source][None],
-            position_ids=torch.cat([own, positions + n])[source][None],
-            **kw | {"use_cache": False},  # with a cache `transformers` would not see that the row is packed
-        )
-        out.last_hidden_state = out.last_hidden_state[:, at]
+    def _packed(self, call: Callable[..., Any], embeds: Tensor, layout: Layout, kw: dict[str, Any]) -> Any:
+        """Several texts in one row: they share the prompt, so it is read once."""
+        prompt = self.prompt().to(embeds.dtype)[None]
+        n = prompt.shape[1]
+        kw["attention_mask"] = layout.after(n).mask(embeds.device)
+        own = torch.arange(n, device=embeds.device)[None]
+        kw["position_ids"] = torch.cat([own, kw["position_ids"] + n], dim=1)
+        out = call(inputs_embeds=torch.cat([prompt, embeds], dim=1), **kw)
+        out.last_hidden_state = out.last_hidden_state[:, n:]
         return out
 
 

@@ -8,6 +8,7 @@ row for all; an encoder's on the right, where positions are counted from the sta
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..attention import Layout, rows_apart
 from ..base import Base
 from ..errors import InputError
 from ..tokens import IGNORE, Example
@@ -39,12 +41,15 @@ class Batch:
     @property
     def tokens(self) -> int:
         """How many tokens the model reads, padding not counted."""
-        mask = self.inputs.get("attention_mask")
-        return int(mask.sum()) if mask is not None else sum(len(e.ids) - 1 for e in self.examples)
+        return sum(
+            len(e.ids) - (self.where is not None and "decoder_input_ids" not in self.inputs) for e in self.examples
+        )
 
 
-def schedule(examples: Sequence[Example], batch_size: int, steps: int, seed: int) -> Iterator[list[Example]]:
-    """Batches for `steps` steps: epochs shuffled anew, every batch full, similar lengths together."""
+def schedule(
+    examples: Sequence[Example], batch_size: int, steps: int, seed: int, *, by_length: bool = True
+) -> Iterator[list[Example]]:
+    """Batches for `steps` steps: epochs shuffled anew, every batch full; similar lengths together where they are padded."""
     rng = random.Random(seed)
     stream: list[Example] = []
     done = 0
@@ -54,7 +59,8 @@ def schedule(examples: Sequence[Example], batch_size: int, steps: int, seed: int
         while len(stream) < window * batch_size:
             stream += rng.sample(examples, len(examples))
         rows, stream = stream[: window * batch_size], stream[window * batch_size :]
-        rows.sort(key=lambda e: len(e.ids) + len(e.targets))
+        if by_length:
+            rows.sort(key=lambda e: len(e.ids) + len(e.targets))
         batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         rng.shuffle(batches)
         yield from batches
@@ -108,44 +114,61 @@ def collate(base: Base, examples: list[Example]) -> Batch:
 
 
 def pack(base: Base, examples: list[Example]) -> Batch:
-    """One training batch as a single row without padding: texts one after the other, positions beginning again at 0.
+    """One training batch as a single row without padding, where no text sees another: see `attention`.
 
-    That is how `transformers` is told that they do not see each other. `check_packing` says whether a model heeds it.
+    What all texts begin with is read once. `check_packing` says whether a model can be told.
     """
     rows = [e.ids[:-1] for e in examples]
-    targets = [t for e in examples for t in e.targets[1:]]
-    if rest := -sum(map(len, rows)) % ROUND:  # a last text without labels rounds the length up
-        rows, targets = [*rows, [base.tokenizer.pad_token_id] * rest], targets + [IGNORE] * rest
-    answers = torch.tensor(targets)[None]
+    targets = [e.targets[1:] for e in examples]
+    shared = _shared(rows, targets)
+    lengths = [len(row) - shared for row in rows]
+    if rest := -(shared + sum(lengths)) % ROUND:  # a last text without labels rounds the length up
+        lengths.append(rest)
+    layout = Layout(shared, tuple(lengths))
+    ids = [*rows[0][:shared], *(i for row in rows for i in row[shared:]), *[base.tokenizer.pad_token_id] * rest]
+    answers = torch.tensor([*[IGNORE] * shared, *(t for row in targets for t in row[shared:]), *[IGNORE] * rest])[None]
     inputs = {
-        "input_ids": torch.tensor([[i for row in rows for i in row]]),
-        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+        "input_ids": torch.tensor([ids], device=base.device),
+        "attention_mask": layout.mask(base.device),
+        "position_ids": layout.positions(base.device),
     }
     where = answers != IGNORE
-    return Batch(
-        {k: v.to(base.device) for k, v in inputs.items()},
-        where.to(base.device),
-        answers[where].to(base.device),
-        examples,
-    )
+    return Batch(inputs, where.to(base.device), answers[where].to(base.device), examples)
+
+
+def _shared(rows: Sequence[list[int]], targets: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with, none of which has a label; 0 where it is not worth a segment of its own."""
+    alike = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    same = sum(1 for _ in itertools.takewhile(bool, alike)) if len(rows) > 1 else 0
+    first = min(next((i for i, t in enumerate(row) if t != IGNORE), len(row)) for row in targets)
+    n = min(same, first, min(map(len, rows)) - 1)
+    return n if n * (len(rows) - 1) >= ROUND else 0
 
 
 @torch.no_grad()
 def check_packing(base: Base) -> None:
-    """Raise `InputError` where a model's texts see each other in a packed row: found out by trying."""
+    """Raise `InputError` where texts in one row would see each other, or mean something else: found out by trying."""
     if base.encoder_decoder or base.classifies:
         raise InputError("packing is for decoders: an encoder's positions cannot begin again within a row")
-    ids = torch.arange(12, device=base.device)[None] % base.model.get_input_embeddings().num_embeddings
-    positions = (torch.arange(12, device=base.device) % 6)[None]
+    model = base.model
+    reason = f"packing: in this {type(model).__name__} packed texts are not kept apart; train it without"
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        raise InputError(reason)
+    ids = torch.arange(12, device=base.device)[None] % model.get_input_embeddings().num_embeddings
     other = ids.clone()
-    other[0, :6] = ids[0, :6].flip(0)
-    if "position_ids" in inspect.signature(type(base.model).forward).parameters:
-        training = base.model.training
-        base.model.eval()  # dropout would look like texts that see each other
-        before, after = (
-            base.model(input_ids=i, position_ids=positions, use_cache=False).logits[0, 6:] for i in (ids, other)
-        )
-        base.model.train(training)
-        if torch.allclose(before, after, rtol=1e-2, atol=1e-2):
-            return
-    raise InputError(f"packing: in this {type(base.model).__name__} packed texts see each other; train it without")
+    other[0, 2:6] = ids[0, 2:6].flip(0)
+    layout = Layout(2, (4, 6))
+    told = {"attention_mask": layout.mask(base.device), "position_ids": layout.positions(base.device)}
+    training, by_itself = model.training, torch.cat([ids[:, :2], ids[:, 6:]], dim=1)
+    model.eval()  # dropout would look like texts that see each other
+    try:
+        alone = model(input_ids=by_itself, use_cache=False).logits[0, 2:].float()
+        with rows_apart(model):
+            both = [model(input_ids=i, **told, use_cache=False).logits[0, 6:].float() for i in (ids, other)]
+    except (TypeError, ValueError, RuntimeError, KeyError):
+        raise InputError(reason) from None
+    finally:
+        model.train(training)
+    off = max((x - y).norm() for x, y in ((both[0], alone), (both[1], alone), both)) / alone.norm()
+    if not off < 0.03:  # what bfloat16 rounds away
+        raise InputError(reason)

@@ -1,23 +1,30 @@
-"""Logits only where a label is.
+"""Logits only where a label is, and never all of them.
 
 With 49,000–250,000 words in the vocabulary, the output head and its float32 softmax cost more than the layers — and all
 but a few positions of a row carry no label. So the head is shown the labelled positions only: a hook in front of it
-gathers them, (batch, seq, width) → (labelled, width), and whatever the model does after its head (soft-capping, bias)
-works on what is left. The loss is the mean over all labelled tokens of the batch, in float32. (A classifier has a head of
-its own and one label a row: its loss is the mean over the rows.)
+gathers them, (batch, seq, width) → (labelled, width). Where the model's output is what its head gives, and the head is
+frozen, even those logits are never kept: the loss and its gradient are computed for a few positions at a time (`_HeadLoss`).
+Else whatever the model does after its head (soft-capping, scaling) works on the gathered positions.
+
+The loss is the mean over all labelled tokens of the batch, in float32. (A classifier has a head of its own and one label a
+row: its loss is the mean over the rows.)
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .batches import Batch
+
+AT_ONCE = {"cpu": 2**23, "other": 2**26}  # logits computed together: 32 MiB in float32, and 256 MiB on an accelerator
 
 
 @contextmanager
@@ -52,7 +59,77 @@ def class_logits(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "rows c
     return logits.float()
 
 
+class _HeadLoss(torch.autograd.Function):
+    """Cross-entropy summed over positions, from what goes into a frozen head: logits live for one chunk at a time.
+
+    The gradient with respect to the logits is softmax(z) - 1[target]; what the head sends back of it is computed with the
+    loss, while the chunk's logits are there, and kept: labelled × width instead of labelled × vocab.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        grad = torch.empty_like(hidden)
+        rows = max(16, AT_ONCE["cpu" if hidden.device.type == "cpu" else "other"] // weight.shape[0])
+        for h, t, g in zip(hidden.split(rows), targets[:, None].split(rows), grad.split(rows), strict=True):
+            log_p = F.linear(h, weight, bias).log_softmax(-1, dtype=exact)
+            total -= log_p.gather(1, t).sum()
+            if ctx.needs_input_grad[0]:
+                softmax = log_p.exp_()
+                softmax.scatter_add_(1, t, softmax.new_full(t.shape, -1.0))
+                torch.mm(softmax.to(weight.dtype), weight, out=g)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        [grad] = ctx.saved_tensors
+        return grad * upstream, None, None, None
+
+
+_ENDS_WITH_HEAD: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def hidden_at(
+    model: Any, inputs: dict[str, Tensor], where: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "labelled width"] | None:
+    """What goes into the head at the true positions; None where that does not tell the logits.
+
+    It does where the head is a plain frozen matrix and nothing comes after it, found out on the first call for a model.
+    """
+    head = model.get_output_embeddings()
+    known = _ENDS_WITH_HEAD.get(model)
+    if known is False or type(head) is not torch.nn.Linear or head.weight.requires_grad:
+        return None
+    index, seen = where.flatten().nonzero().squeeze(1), list[Tensor]()
+
+    def take(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0].flatten(0, 1).index_select(0, index))
+        return (seen[0][: 0 if known else 1], *args[1:])
+
+    hook = head.register_forward_pre_hook(take)
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    if known is None:
+        with torch.no_grad():
+            _ENDS_WITH_HEAD[model] = known = len(seen) == 1 and torch.equal(
+                logits.flatten(), head(seen[0][:1]).flatten()
+            )
+    return seen[0] if known else None
+
+
 def labelled_loss(model: Any, batch: Batch, labelled: int | None = None) -> Float[Tensor, ""]:
     """Cross-entropy summed over the labelled tokens (or rows) of the batch, in nats, over `labelled`: by default its own."""
-    logits = class_logits(model, batch.inputs) if batch.where is None else logits_at(model, batch.inputs, batch.where)
-    return F.cross_entropy(logits, batch.targets, reduction="sum") / (labelled or batch.targets.numel())
+    labelled = labelled or batch.targets.numel()
+    if batch.where is None:
+        logits = class_logits(model, batch.inputs)
+    elif (hidden := hidden_at(model, batch.inputs, batch.where)) is not None:
+        head = model.get_output_embeddings()
+        total: Tensor = _HeadLoss.apply(hidden, head.weight, head.bias, batch.targets)
+        return total / labelled
+    else:
+        logits = logits_at(model, batch.inputs, batch.where)
+    return F.cross_entropy(logits, batch.targets, reduction="sum") / labelled

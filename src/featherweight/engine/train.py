@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from ..adapter import attached, folded, know, living, parts, rewind, snapshot, trainable
+from ..attention import rows_apart
 from ..base import Base
 from ..errors import InputError
 from ..method import Part, Retrained
@@ -28,8 +30,8 @@ class Settings:
     batch_size: int = 8
     accumulate: int = 1
     """Batches whose gradients make one update: the same result as one batch of all their rows, in less memory."""
-    packing: bool = False
-    """Put a batch's texts into one row instead of padding them: no work for padding, and each row its own shape."""
+    packing: bool | None = None
+    """Put a batch's texts into one row instead of padding them; None: wherever the model can keep them apart."""
     lr: float = 1e-3
     warmup: float = 0.06
     """Share of the steps over which the rate rises; it then falls linearly to zero."""
@@ -111,43 +113,46 @@ def fit(
         raise InputError(
             f"the {base.random[0]} of {base.name} is random and must be trained too: name it in modules_to_save"
         )
-    if settings.packing:
-        check_packing(base)
-    tensors = pack if settings.packing else collate
     know(base.model, attached(base.model)[name].scheduled(settings.steps), name)
     method, own = attached(base.model)[name], parts(base.model, name)
     parameters = trainable(base.model, name)
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     report = Report()
-    base.model.train()
     reset_peak(base.device)
     good = snapshot(base.model, name)
     others = [p for other in living(base.model) if other != name for p in trainable(base.model, other)]
     for p in others:  # they run along, frozen
         p.requires_grad_(False)
     try:
-        stream = schedule(examples, settings.batch_size, settings.steps * settings.accumulate, settings.seed)
-        for step in range(settings.steps):
-            start = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, settings)
-            batches = [tensors(base, rows) for rows in itertools.islice(stream, settings.accumulate)]
-            loss = gradients(base, batches, parameters)
-            if (penalty := method.penalty(own)) is not None:
-                penalty.backward()
-            if step == 0:
-                _check_reached(own)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
-            if not math.isfinite(loss):
-                raise _DivergedError  # the last update made it so
-            good = snapshot(base.model, name)  # these tensors gave a finite loss
-            if not math.isfinite(norm):
-                raise _DivergedError  # and this update would spoil them
-            optimizer.step()
-            method.after_step(own, step + 1)
-            report.add(loss, batches, time.perf_counter() - start, peak_bytes(base.device))
-            if on_step:
-                on_step(report)
+        with prepared(base, settings.packing) as tensors:
+            stream = schedule(
+                examples,
+                settings.batch_size,
+                settings.steps * settings.accumulate,
+                settings.seed,
+                by_length=tensors is collate,
+            )
+            for step in range(settings.steps):
+                start = time.perf_counter()
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_at(step, settings)
+                batches = [tensors(base, rows) for rows in itertools.islice(stream, settings.accumulate)]
+                loss = gradients(base, batches, parameters)
+                if (penalty := method.penalty(own)) is not None:
+                    penalty.backward()
+                if step == 0:
+                    _check_reached(own)
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+                if not math.isfinite(loss):
+                    raise _DivergedError  # the last update made it so
+                good = snapshot(base.model, name)  # these tensors gave a finite loss
+                if not math.isfinite(norm):
+                    raise _DivergedError  # and this update would spoil them
+                optimizer.step()
+                method.after_step(own, step + 1)
+                report.add(loss, batches, time.perf_counter() - start, peak_bytes(base.device))
+                if on_step:
+                    on_step(report)
         if not all(bool(p.isfinite().all()) for p in parameters):
             raise _DivergedError
     except (KeyboardInterrupt, _DivergedError) as stop:
@@ -157,8 +162,28 @@ def fit(
         for p in others:
             p.requires_grad_(True)
         optimizer.zero_grad(set_to_none=True)
-        base.model.eval()
     return report
+
+
+@contextmanager
+def prepared(base: Base, packing: bool | None = None) -> Iterator[Callable[[Base, list[Example]], Batch]]:
+    """Inside, the model trains; what it is given are batches made by the function that this yields: `pack` or `collate`.
+
+    `packing` of None packs where the model keeps packed texts apart; True raises `InputError` where it does not.
+    """
+    if packing is not False:
+        try:
+            check_packing(base)
+            packing = True
+        except InputError:
+            if packing:
+                raise
+    base.model.train()
+    try:
+        with rows_apart(base.model) if packing else nullcontext():
+            yield pack if packing else collate
+    finally:
+        base.model.eval()
 
 
 class _DivergedError(Exception):

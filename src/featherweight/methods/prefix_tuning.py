@@ -32,15 +32,16 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .. import sites
+from ..attention import layout_of
 from ..errors import InputError
 from ..method import Method, Part
-from ..prefix_cache import handing_on, packed_mask, reading, runs_twice
+from ..prefix_cache import handing_on, reading, runs_twice
 from ..soft_prompt import (
     argument_names,
     check_continues,
-    is_packed,
     mask_and_padding,
     past_length,
+    refuse_packed,
     starting_ids,
     text_ids,
     text_positions,
@@ -177,10 +178,14 @@ class PrefixTuningPart(Part):
         """Put the prefix in front while the cache is empty; always lengthen the mask and shift the positions."""
         kw = dict(zip(self.names, args, strict=False)) | kwargs
         x = kw["input_ids"] if kw.get("input_ids") is not None else kw["inputs_embeds"]
-        packed, given = is_packed(kw), kw.get("position_ids")
-        check_continues(kw, self.n, x.shape[1], call)
-        mask, padding = mask_and_padding(kw, self.n)
-        kw["attention_mask"] = packed_mask(self.config, self.dtype, kw["position_ids"], self.n) if packed else mask
+        given = kw.get("position_ids")
+        if layout_of(kw.get("attention_mask")):  # it says nothing of keys before the tokens: every row sees those
+            mask, padding = None, None
+        else:
+            refuse_packed(kw)
+            check_continues(kw, self.n, x.shape[1], call)
+            mask, padding = mask_and_padding(kw, self.n)
+            kw["attention_mask"] = mask
         if given is not None or ("position_ids" in self.names and not self.classifies):
             kw["position_ids"] = text_positions(given, mask, self.n, x.shape[1])
         cache, stack = kw.get("past_key_values"), self.__dict__["stack"]

@@ -1,0 +1,185 @@
+"""Who runs in `speed.py`: featherweight's engine, and what people would otherwise run.
+
+A side trains an adapter for one step on given rows: forward, backward, clip, AdamW, constant rate.
+
+* `ours`: the engine of `featherweight train`.
+* `trainer`: HF PEFT and the `Trainer`, bfloat16, as its users run it: rows padded to the longest of the batch.
+* `loop_sdpa`, `loop_eager`: HF PEFT in a plain loop, bfloat16, with either attention; rounded lengths save it new kernels.
+* `reference`: the recipe of the reference table: float32, every row padded to 128 tokens.
+* `full`: all weights trained by our engine, for "is LoRA a faster step than full fine-tuning?"
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from peft_accuracy import CONFIGS
+
+import featherweight as fw
+from featherweight.adapter import trainable
+from featherweight.engine.train import gradients, prepared
+from featherweight.methods.options import build_method
+from featherweight.tokens import IGNORE, Example
+
+RATE = 1e-3
+Between = Callable[[int], None]
+
+
+class Ours:
+    """featherweight: what `fit` does in a step."""
+
+    def __init__(self, base: fw.Base, method: str) -> None:
+        self.base = base
+        torch.manual_seed(0)
+        fw.attach(base.model, build_method(method, {}))
+        self.parameters = trainable(base.model)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0)
+        self.open = ExitStack()
+        self.tensors = self.open.enter_context(prepared(base))
+
+    def step(self, rows: Sequence[Example]) -> float:
+        """One update; returns the loss."""
+        loss = gradients(self.base, [self.tensors(self.base, list(rows))], self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return loss
+
+    def save(self, folder: Path) -> None:
+        """The adapter, in HF PEFT's format."""
+        fw.save(self.base.model, folder)
+
+
+class Full(Ours):
+    """Every weight trained, no adapter: the same engine."""
+
+    def __init__(self, base: fw.Base, method: str) -> None:
+        self.base = base
+        base.model.requires_grad_(True)
+        self.parameters = list(base.model.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.0)
+        self.open = ExitStack()
+        self.tensors = self.open.enter_context(prepared(base))
+
+
+def peft_model(base: fw.Base, method: str, start: Path | None = None) -> Any:
+    """The real `peft` around the base, with our sizes; from our adapter's own start, where a folder of it is given."""
+    torch.manual_seed(0)
+    if start is not None and method != "p_tuning":  # whose files have no encoder to go on training
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(base.model, start, is_trainable=True)
+    config = CONFIGS[method]
+    config.task_type = "SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM"
+    return get_peft_model(base.model, config)
+
+
+def padded(base: fw.Base, rows: Sequence[Example], width: int | None = None, rounded: int = 1) -> dict[str, Any]:
+    """Right-padded tensors: to `width`, or to the longest, rounded up."""
+
+    def fill(lists: Sequence[list[int]], value: int, to: int | None) -> torch.Tensor:
+        to = to or -(-max(map(len, lists)) // rounded) * rounded
+        return torch.tensor([x[:to] + [value] * (to - len(x)) for x in lists], device=base.device)
+
+    labels = [r.targets for r in rows]
+    return {
+        "input_ids": fill([r.ids for r in rows], base.tokenizer.pad_token_id, width),
+        "attention_mask": fill([[1] * len(r.ids) for r in rows], 0, width),
+        "labels": fill(labels, IGNORE, (4 if width else None) if base.encoder_decoder else width),
+    }
+
+
+class Loop:
+    """HF PEFT in a plain loop. `width` of 128 is the reference recipe's padding."""
+
+    def __init__(
+        self, base: fw.Base, method: str, attention: str = "sdpa", width: int | None = None, start: Path | None = None
+    ) -> None:
+        self.base, self.width = base, width
+        base.model.set_attn_implementation(attention)
+        self.model = peft_model(base, method, start)
+        self.model.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0)
+
+    def step(self, rows: Sequence[Example]) -> float:
+        """One update; returns the loss."""
+        loss = self.model(**padded(self.base, rows, self.width, rounded=8), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss)
+
+    def save(self, folder: Path) -> None:
+        """The adapter."""
+        self.model.save_pretrained(folder)
+
+
+class HFTrainer:
+    """HF PEFT and `Trainer`. It drives: what else is measured runs between its steps."""
+
+    def __init__(self, base: fw.Base, method: str, start: Path | None = None) -> None:
+        self.base = base
+        base.model.set_attn_implementation("sdpa")  # what transformers chooses
+        self.model = peft_model(base, method, start)
+
+    def run(self, batches: Sequence[Sequence[Example]], between: Between) -> tuple[list[float], list[float]]:
+        """Train on the batches in their order; `between(i)` is called after step i. Returns seconds and losses."""
+        import transformers
+        from transformers import Trainer, TrainerCallback, TrainingArguments
+
+        seconds: list[float] = []
+        losses: list[float] = []
+
+        class Clock(TrainerCallback):
+            start = 0.0
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.start = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                synchronise()
+                seconds.append(time.perf_counter() - self.start)
+                between(len(seconds) - 1)
+
+            def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+                if "loss" in logs:
+                    losses.append(logs["loss"])
+
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *_: Any) -> Any:
+                return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        transformers.logging.set_verbosity_error()
+        rows = list(itertools.chain(*batches))
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder, per_device_train_batch_size=len(batches[0]), max_steps=len(batches), bf16=True,
+                learning_rate=RATE, lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1, save_strategy="no",
+                report_to=[], disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
+            )  # fmt: skip
+            trainer = InOrder(
+                self.model, arguments, train_dataset=rows, data_collator=lambda chosen: padded(self.base, chosen),
+                callbacks=[Clock()],
+            )  # fmt: skip
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.train()
+        return seconds, losses
+
+    def save(self, folder: Path) -> None:
+        """The adapter."""
+        self.model.save_pretrained(folder)
+
+
+def synchronise() -> None:
+    """Wait for an accelerator, so that the clock is honest."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
