@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, set_peft_model_state_dict
 from peft_accuracy import CONFIGS
+from safetensors.torch import load_file
 
 import featherweight as fw
 from featherweight.adapter import trainable
@@ -72,13 +73,12 @@ class Full(Ours):
 def peft_model(base: fw.Base, method: str, start: Path | None = None) -> Any:
     """The real `peft` around the base, with our sizes; from our adapter's own start, where a folder of it is given."""
     torch.manual_seed(0)
-    if start is not None and method != "p_tuning":  # whose files have no encoder to go on training
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(base.model, start, is_trainable=True)
     config = CONFIGS[method]
     config.task_type = "SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM"
-    return get_peft_model(base.model, config)
+    model: Any = get_peft_model(base.model, config)
+    if start is not None and method != "p_tuning":  # whose files have no encoder to go on training
+        set_peft_model_state_dict(model, load_file(start / "adapter_model.safetensors"))
+    return model
 
 
 def padded(base: fw.Base, rows: Sequence[Example], width: int | None = None, rounded: int = 1) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Loop:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     def save(self, folder: Path) -> None:
         """The adapter."""

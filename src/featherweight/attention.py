@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
 from .errors import InputError
@@ -33,6 +32,7 @@ NAME = "featherweight_rows"
 LONG = 512  # rows from here on go through the fused kernel, one by one: it does not keep seq × seq scores
 # Rows up to here are attended to together, whatever their lengths: many small products cost more than padding.
 SHORT = 96
+LANES = 32
 WASTE = 1.3  # longer ones while padding them to the longest costs less than this factor
 
 
@@ -72,106 +72,169 @@ def layout_of(mask: Any) -> Layout | None:
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Rows of similar length stand together, padded to the longest: the shape of each group, and who stands where.
+class _Group:
+    """Rows that are attended to together: `n` of them, padded to `width`, each behind `before` tokens that all of it see.
 
-    `at` is the token at each place, `back` the place of each token, `padding` the places whose token stands elsewhere.
-    The first group is what is shared, if anything is.
+    `q_at` and `k_at` say which (token, head) stands at each place, places ordered row, key head, query head, position, so
+    that what is gathered is a batch of matrices; `padding` are the places whose token stands elsewhere.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    at: Int[Tensor, " places"]
-    back: Int[Tensor, " seq"]
+    n: int
+    width: int
+    before: int
+    q_at: Int[Tensor, " places"]
+    k_at: Int[Tensor, " key_places"]
     padding: Int[Tensor, " padded"]
 
 
+@dataclass(frozen=True)
+class _Seats:
+    """All groups, and the way back: for each (token, head) its place among the queries', and the keys', of all groups."""
+
+    groups: tuple[_Group, ...]
+    q_back: Int[Tensor, " token_heads"]
+    k_back: Int[Tensor, " token_key_heads"]
+
+
 @functools.lru_cache(maxsize=64)
-def _places(layout: Layout, device: torch.device) -> _Places:
-    """Seat every token."""
+def _seats(layout: Layout, extra: int, heads: int, kv_heads: int, device: torch.device) -> _Seats:
+    """Seat every token. `extra` keys stand in front of the tokens'."""
     starts = list(itertools.accumulate(layout.lengths, initial=layout.shared))
     rows = sorted((n, start) for n, start in zip(layout.lengths, starts, strict=False) if n)
-    groups: list[list[tuple[int, int]]] = []
+    together: list[list[tuple[int, int]]] = []
     for n, start in rows:
-        tokens = n + sum(m for m, _ in groups[-1]) if groups else 0
-        if groups and (n <= SHORT or (n < LONG and n * (len(groups[-1]) + 1) <= WASTE * tokens)):
-            groups[-1].append((n, start))
+        tokens = n + sum(m for m, _ in together[-1]) if together else 0
+        if together and (n <= SHORT or n * (len(together[-1]) + 1) <= WASTE * tokens):
+            together[-1].append((n, start))
         else:
-            groups.append([(n, start)])
+            together.append([(n, start)])
     if layout.shared:
-        groups.insert(0, [(layout.shared, 0)])
-    at, real = [], []
-    for group in groups:
-        column = torch.arange(max(n for n, _ in group))
-        length, first = torch.tensor(group).T[:, :, None]
-        at.append((first + column.minimum(length - 1)).flatten())
-        real.append((column < length).flatten())
-    everyone, seated = torch.cat(at), torch.cat(real)
-    back = torch.empty(starts[-1], dtype=torch.long)
-    back[everyone[seated]] = seated.nonzero()[:, 0]
-    shapes = tuple((len(g), max(n for n, _ in g)) for g in groups)
-    return _Places(shapes, everyone.to(device), back.to(device), (~seated).nonzero()[:, 0].to(device))
-
-
-class _Seat(torch.autograd.Function):
-    """From tokens to their places. The gradient is a look-up as well, because every token has one place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: _Places) -> Tensor:
-        ctx.places = places
-        return x.index_select(0, places.at)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.places.back), None
-
-
-class _Unseat(torch.autograd.Function):
-    """From places to tokens. What stands there as padding has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: _Places) -> Tensor:
-        ctx.places = places
-        return x.index_select(0, places.back)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        places = ctx.places
-        return grad.index_select(0, places.at).index_fill_(0, places.padding, 0), None
+        together.insert(0, [(layout.shared, 0)])
+    q_back, k_back = (
+        torch.empty(starts[-1], heads, dtype=torch.long),
+        torch.empty(starts[-1], kv_heads, dtype=torch.long),
+    )
+    groups, q_places, k_places = [], 0, 0
+    for i, group in enumerate(together):
+        before = extra + (layout.shared if not (layout.shared and i == 0) else 0)
+        longest = max(n for n, _ in group)
+        width = -(-(before + longest) // LANES) * LANES - before
+        column, (length, first) = torch.arange(width), torch.tensor(group).T[:, :, None]
+        token, seated = first + column.minimum(length - 1), column < length
+        front = torch.arange(before).expand(len(group), -1)
+        q_at = token[:, None] * heads + torch.arange(heads)[None, :, None]  # row, head, position
+        k_at = torch.cat([front, token + extra], 1)[:, None] * kv_heads + torch.arange(kv_heads)[None, :, None]
+        q_place = q_places + torch.arange(q_at.numel()).view(q_at.shape)
+        k_place = k_places + torch.arange(k_at.numel()).view(k_at.shape)[:, :, before:]
+        q_back[token[seated]] = q_place.transpose(1, 2)[seated]
+        k_back[token[seated]] = k_place.transpose(1, 2)[seated]
+        padding = (~seated)[:, None].expand(q_at.shape).flatten().nonzero()[:, 0]
+        at = (x.flatten().to(device) for x in (q_at, k_at, padding))
+        groups.append(_Group(len(group), width, before, *at))
+        q_places, k_places = q_places + q_at.numel(), k_places + k_at.numel()
+    return _Seats(tuple(groups), q_back.flatten().to(device), k_back.flatten().to(device))
 
 
 @functools.lru_cache(maxsize=64)
-def _visible(width: int, before: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What to add to the scores of a row of `width` behind `before` tokens: 0 for what a token sees, else the minimum."""
+def _visible(
+    width: int, before: int, window: int | None, repeats: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "queries keys"]:
+    """What to add to the scores of a row of `width` behind `before` tokens: 0 for what a token sees, else the minimum.
+
+    Once for each of the `repeats` heads that share their keys.
+    """
     distance = torch.arange(before, before + width)[:, None] - torch.arange(before + width)
     seen = (distance >= 0) & (distance < window) if window else distance >= 0
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min).to(device)
+    added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return added.repeat(repeats, 1).to(device)
 
 
-def _attend(
-    q: Float[Tensor, "n heads width size"],
-    k: Float[Tensor, "n kv_heads keys size"],
-    v: Float[Tensor, "n kv_heads keys size"],
-    scaling: float,
-    dropout: float,
-    window: int | None,
-) -> Float[Tensor, "n heads width size"]:
-    """Attention of rows to what comes before them and to themselves."""
-    n, heads, width, size = q.shape
-    keys, before = k.shape[2], k.shape[2] - width
-    window = window if window and window < keys else None
-    if width >= LONG:
-        added = None if window is None and not before else _visible(width, before, window, q.dtype, q.device)
-        return scaled_dot_product_attention(
-            q, k, v, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True
-        )
-    if (repeats := heads // k.shape[1]) > 1:
-        k, v = (x[:, :, None].expand(-1, -1, repeats, -1, -1).reshape(n, heads, keys, size) for x in (k, v))
-    q, k, v = (x.reshape(n * heads, -1, size) for x in (q, k, v))
-    added = _visible(width, before, window, q.dtype, q.device)
-    scores = torch.baddbmm(added.expand(n * heads, -1, -1), q, k.transpose(1, 2), alpha=scaling)
-    weights = scores.softmax(-1)
-    weights = drop(weights, dropout) if dropout else weights
-    return torch.bmm(weights, v).view(n, heads, width, size)
+class _ShortRows(torch.autograd.Function):
+    """softmax(s · q kᵀ + mask) v within each row, from tokens to tokens: (seq, heads, size) → (seq, heads, size).
+
+    Rows of a group are gathered into one batch of matrices. Keys of earlier tokens count for every row that sees them, so
+    their gradients are summed. Scores are kept for short rows and computed again for longer ones.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scaling: float
+    ) -> Tensor:
+        heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
+        seats = _seats(layout, k.shape[0] - q.shape[0], heads, kv_heads, q.device)
+        flat = [x.reshape(-1, x.shape[2]) for x in (q, k, v)]
+        ctx.shapes, ctx.seats, ctx.window, ctx.scaling = (q.shape, k.shape, v.shape), seats, window, scaling
+        saved, out = [], []
+        for g in seats.groups:
+            gq = flat[0].index_select(0, g.q_at).view(g.n * kv_heads, -1, size)
+            gk, gv = (x.index_select(0, g.k_at).view(g.n * kv_heads, g.before + g.width, -1) for x in flat[1:])
+            weights = _weights(gq, gk, g, window, scaling)
+            out.append(torch.bmm(weights, gv).view(-1, gv.shape[2]))
+            saved += [gq, gk, gv, weights if g.width <= SHORT else None]
+        ctx.save_for_backward(*saved)
+        together = torch.cat(out) if len(out) > 1 else out[0]
+        return together.index_select(0, seats.q_back).view(q.shape[0], heads, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        keys, kv_heads, _ = ctx.shapes[1]
+        seats, flat = ctx.seats, grad.reshape(-1, grad.shape[2])
+        found: list[list[Tensor]] = [[], [], []]
+        extra = keys - grad.shape[0]
+        most = max(g.before for g in seats.groups)
+        front = [
+            grad.new_zeros(most, kv_heads, shape[2], dtype=torch.promote_types(grad.dtype, torch.float32))
+            for shape in ctx.shapes[1:]
+        ]
+        for i, g in enumerate(seats.groups):
+            gq, gk, gv, weights = ctx.saved_tensors[4 * i : 4 * i + 4]
+            weights = _weights(gq, gk, g, ctx.window, ctx.scaling) if weights is None else weights
+            go = flat.index_select(0, g.q_at).index_fill_(0, g.padding, 0).view(gq.shape[0], gq.shape[1], -1)
+            dv = torch.bmm(weights.transpose(1, 2), go)
+            scores = torch._softmax_backward_data(torch.bmm(go, gv.transpose(1, 2)), weights, -1, weights.dtype)
+            scores.mul_(ctx.scaling)
+            dq, dk = torch.bmm(scores, gk), torch.bmm(scores.transpose(1, 2), gq)
+            for kept, x in zip(found, (dq, dk, dv), strict=True):
+                kept.append(x.view(-1, x.shape[2]))
+            for total, x in zip(front, (dk, dv), strict=True) if g.before else ():
+                seen = x.view(g.n, kv_heads, -1, x.shape[2])[:, :, : g.before]
+                total[: g.before] += seen.sum(0, dtype=total.dtype).transpose(0, 1)
+        dq, dk, dv = (torch.cat(x) if len(x) > 1 else x[0] for x in found)
+        own = [x.index_select(0, seats.k_back).view(-1, kv_heads, x.shape[1]) for x in (dk, dv)]
+        if most:
+            own = [torch.cat([x.new_zeros(extra, *x.shape[1:]), x]) for x in own]
+            for x, total in zip(own, front, strict=True):
+                x[:most] += total
+        return dq.index_select(0, seats.q_back).view(ctx.shapes[0]), *own, None, None, None
+
+
+def _weights(q: Tensor, k: Tensor, g: _Group, window: int | None, scaling: float) -> Tensor:
+    """What each query of a group takes from each key: rows sum to 1. Heads that share keys are further rows."""
+    window = window if window and window < g.before + g.width else None
+    added = _visible(g.width, g.before, window, q.shape[1] // g.width, q.dtype, q.device)
+    return torch.baddbmm(added.expand(q.shape[0], -1, -1), q, k.transpose(1, 2), alpha=scaling).softmax(-1)
+
+
+def _one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scaling: float, dropout: float
+) -> Float[Tensor, "seq heads size"]:
+    """The same for long rows, one after the other through the fused kernel, which keeps no scores."""
+    extra = k.shape[0] - q.shape[0]
+    out, start = [], 0
+    for i, n in enumerate((layout.shared, *layout.lengths)):
+        if n:
+            before = extra + (layout.shared if i else 0)
+            own = slice(extra + start, extra + start + n)
+            keys, values = (torch.cat([x[:before], x[own]]) if before and (i or extra) else x[own] for x in (k, v))
+            rows = [x.transpose(0, 1)[None] for x in (q[start : start + n], keys, values)]
+            near = window if window and window < before + n else None
+            added = _visible(n, before, near, 1, q.dtype, q.device) if before or near else None
+            found = scaled_dot_product_attention(
+                *rows, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True
+            )
+            out.append(found[0].transpose(0, 1))
+            start += n
+    return torch.cat(out)
 
 
 @torch.compiler.disable
@@ -196,20 +259,12 @@ def attend_in_rows(
     if more := [k for k, v in kwargs.items() if v is not None and k in ("softcap", "s_aux", "position_bias")]:
         raise InputError(f"packing: the layers of this model use {more[0]}, which is not known here; train it without")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    extra, places = key.shape[2] - query.shape[2], _places(layout, query.device)
-    sizes = [n * width for n, width in places.shapes]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first, as the projections wrote them
-    seated = [_Seat.apply(x, places).split(sizes) for x in (q, k[extra:], v[extra:])]
-    out = []
-    for i, (shape, *own) in enumerate(zip(places.shapes, *seated, strict=True)):
-        own_q, own_k, own_v = (x.view(*shape, *x.shape[1:]).transpose(1, 2) for x in own)
-        before = extra if layout.shared and i == 0 else extra + layout.shared
-        if before:
-            front_k, front_v = (x[:before].transpose(0, 1).expand(shape[0], -1, -1, -1) for x in (k, v))
-            own_k, own_v = torch.cat([front_k, own_k], 2), torch.cat([front_v, own_v], 2)
-        result = _attend(own_q, own_k, own_v, scaling, dropout, sliding_window)
-        out.append(result.transpose(1, 2).reshape(-1, q.shape[1], v.shape[2]))
-    return _Unseat.apply(torch.cat(out) if len(out) > 1 else out[0], places)[None], None
+    if max(layout.shared, *layout.lengths) >= LONG or dropout:
+        out = _one_by_one(q, k, v, layout, sliding_window, scaling, dropout)
+    else:
+        out = _ShortRows.apply(q, k, v, layout, sliding_window, scaling)
+    return out[None], None
 
 
 @functools.cache

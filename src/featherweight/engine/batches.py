@@ -165,8 +165,8 @@ def check_packing(base: Base) -> None:
         alone = model(input_ids=by_itself, use_cache=False).logits[0, 2:].float()
         with rows_apart(model):
             both = [model(input_ids=i, **told, use_cache=False).logits[0, 6:].float() for i in (ids, other)]
-    except (TypeError, ValueError, RuntimeError, KeyError):
-        raise InputError(reason) from None
+    except (TypeError, ValueError, RuntimeError, KeyError) as e:
+        raise InputError(reason) from e
     finally:
         model.train(training)
     off = max((x - y).norm() for x, y in ((both[0], alone), (both[1], alone), both)) / alone.norm()

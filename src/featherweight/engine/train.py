@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..method import Part, Retrained
 from ..tokens import Example
 from .batches import Batch, check_packing, collate, pack, schedule
+from .lean import lean
 from .loss import labelled_loss
 from .memory import peak_bytes, reset_peak
 
@@ -180,7 +181,7 @@ def prepared(base: Base, packing: bool | None = None) -> Iterator[Callable[[Base
                 raise
     base.model.train()
     try:
-        with rows_apart(base.model) if packing else nullcontext():
+        with lean(base.model), rows_apart(base.model) if packing else nullcontext():
             yield pack if packing else collate
     finally:
         base.model.eval()

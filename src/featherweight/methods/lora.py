@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,36 @@ class LoRA(Method):
         return LoRAPart(*sites.features(model.get_submodule(path)), self)
 
 
+class _Corrected(torch.autograd.Function):
+    """y + s · B A x, keeping x, which the neighbouring layers share, and the r numbers of A x.
+
+    With g the gradient of the result, and h = A x:  dB = s · gᵀ h,  dA = s · (g B)ᵀ x,  dx = s · (g B) A.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:  # noqa: N803
+        a, b = A.to(x.dtype), B.to(x.dtype)
+        h = F.linear(x, a).mul_(s)
+        ctx.save_for_backward(x, h, a, b)
+        ctx.s, ctx.dtype = s, A.dtype
+        return torch.add(y, F.linear(h, b)) if y.dtype != x.dtype else _plus_product(y, h, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, a, b = ctx.saved_tensors
+        flat = g.flatten(0, -2).to(x.dtype)
+        gb = (flat @ b).mul_(ctx.s)
+        dx = (gb @ a).view(x.shape) if ctx.needs_input_grad[1] else None
+        da = (gb.T @ x.flatten(0, -2)).to(ctx.dtype) if ctx.needs_input_grad[2] else None
+        db = (flat.T @ h.flatten(0, -2)).to(ctx.dtype) if ctx.needs_input_grad[3] else None
+        return g, dx, da, db, None
+
+
+def _plus_product(y: Tensor, h: Tensor, b: Tensor) -> Tensor:
+    """y + h Bᵀ in one pass."""
+    return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), b.T).view(y.shape)
+
+
 class LoRAPart(Part):
     """y = call(x) + s · B A x."""
 
@@ -98,8 +128,7 @@ class LoRAPart(Part):
         """Cast the thin matrices to x's type rather than x to theirs: they are smaller; gradients stay float32."""
         y = call(x)
         dropped = self.dropout(x) if self.dropout.p else x
-        h = F.linear(dropped, self.lora_A.weight.to(x.dtype)) * self.s
-        return y + F.linear(h, self.lora_B.weight.to(x.dtype)).to(y.dtype)
+        return _Corrected.apply(y, dropped, self.lora_A.weight, self.lora_B.weight, self.s)
 
     def merged(
         self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None
