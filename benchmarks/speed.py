@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_sides import Full, HFTrainer, Loop, Ours, synchronise
-from speed_work import LENGTHS, base_of, rows_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +37,8 @@ import featherweight as fw
 from featherweight import provenance
 from featherweight.engine.memory import peak_bytes, reset_peak
 from featherweight.tokens import Example
+from speed_sides import Full, HFTrainer, Loop, Ours, synchronise
+from speed_work import LENGTHS, base_of, rows_of
 
 METHODS = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "ia3")
 BATCH = 8
@@ -113,14 +113,14 @@ def train(
     else:
         for i in range(len(batches)):
             between(i)
-    counted = operations(ours.step, batches[-1]) / (matmul_rate() * statistics.median(seconds["ours"][warm:]))
+    rate = matmul_rate()
+    shares = [operations(ours.step, rows) / (rate * took) for rows, took in zip(batches, seconds["ours"], strict=True)]
     tokens = [sum(len(e.ids) for e in rows) for rows in batches[warm:]]
-    found = {
+    return {
         "seconds": {k: v[warm:] for k, v in seconds.items()}, "losses": losses, "tokens": tokens,
         "ratios": {k: [a / b for a, b in zip(v[warm:], seconds["ours"][warm:], strict=True)] for k, v in seconds.items() if k != "ours"},
-        "limit": {"rate": matmul_rate(), "fraction": counted},
+        "limit": {"rate": rate, "fractions": shares[warm:]},
     }  # fmt: skip
-    return found
 
 
 class Alive(TorchDispatchMode):
@@ -215,7 +215,9 @@ def evaluation(rows: int = 96) -> dict[str, Any]:
         for i in range(0, len(part), BATCH):
             inputs = tokenizer(part[i : i + BATCH], padding="max_length", max_length=128, return_tensors="pt")
             with torch.no_grad():
-                theirs.model.generate(**inputs.to(theirs.base.device), max_new_tokens=10, do_sample=False)
+                theirs.model.generate(
+                    **{k: v.to(theirs.base.device) for k, v in inputs.items()}, max_new_tokens=10, do_sample=False
+                )
         seconds["generate"].append((time.perf_counter() - start) / len(part))
         seconds["ours"].append(fw.evaluate(ours, task).seconds / rows)
     ratios = [a / b for a, b in zip(seconds["generate"], seconds["ours"], strict=True)]
@@ -237,7 +239,8 @@ def sizes() -> dict[str, Any]:
                 num_attention_heads=width // 64, num_key_value_heads=width // 64, vocab_size=49152, tie_word_embeddings=True,
             )  # fmt: skip
             torch.manual_seed(0)
-            model = LlamaForCausalLM(config).to(real.device, torch.bfloat16)
+            model: Any = LlamaForCausalLM(config).bfloat16()
+            model.to(real.device)
             sides[kind] = side(fw.Base(model, real.tokenizer, "random", real.device), "lora")
         pairs = []
         for i in range(8):
@@ -249,19 +252,30 @@ def sizes() -> dict[str, Any]:
     return {"ratios": found}
 
 
+FIRST_STEP = """
+import sys, time
+from featherweight import cli
+from featherweight.engine.train import Report
+
+before = Report.add
+
+def add(self, *given):
+    print("step", time.time(), flush=True)
+    before(self, *given)
+
+Report.add = add
+cli.main()
+"""
+
+
 def first_step() -> dict[str, Any]:
     """Seconds from the command to the end of its first step, model and data cached."""
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            code = (
-                "import time; from featherweight import cli; from featherweight.engine.train import Report\n"
-                "before = Report.add\n"
-                "def add(self, *a):\n    print('step', time.time(), flush=True); before(self, *a)\n"
-                f"Report.add = add\ncli.main(['train', '--steps', '1', '--test-rows', '8', '--out', {folder + '/run'!r}])"
-            )
-            start = time.time()
-            out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+            flags = ["train", "--steps", "1", "--test-rows", "8", "--out", f"{folder}/run"]
+            start, child = time.time(), [sys.executable, "-c", FIRST_STEP, *flags]
+            out = subprocess.run(child, capture_output=True, text=True, check=True).stdout
             seconds.append(next(float(line.split()[1]) for line in out.splitlines() if line.startswith("step")) - start)
     return {"seconds": seconds}
 
@@ -272,7 +286,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train reviews lora reference": partial(train, "reviews", "lora", ("reference",), 6, 1),
     "train reviews lora full": partial(train, "reviews", "lora", ("full",), 10),
     **{f"train answers {m}": partial(train, "answers", m, ("trainer",), 5, 1) for m in METHODS},
-    "train mt0 lora reference": partial(train, "mt0", "lora", ("reference",), 4, 1),
+    "train mt0 lora reference": partial(train, "mt0", "lora", ("reference",), 4, 1, by_length=True),
     **{f"memory {w} lora": partial(memory, w, "lora", ("trainer",)) for w in ("reviews", "answers", "mt0", "long")},
     **{f"memory {w} {m}": partial(memory, w, m, ("trainer",)) for w in ("reviews", "answers") for m in METHODS[1:]},
     "evaluation": evaluation,

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
-from peft_accuracy import CONFIGS
 from safetensors.torch import load_file
 
 import featherweight as fw
@@ -29,6 +28,7 @@ from featherweight.adapter import trainable
 from featherweight.engine.train import gradients, prepared
 from featherweight.methods.options import build_method
 from featherweight.tokens import IGNORE, Example
+from peft_accuracy import CONFIGS
 
 RATE = 1e-3
 Between = Callable[[int], None]
@@ -150,13 +150,13 @@ class HFTrainer:
                 seconds.append(time.perf_counter() - self.start)
                 between(len(seconds) - 1)
 
-            def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-                if "loss" in logs:
-                    losses.append(logs["loss"])
+            def on_log(self, *_: Any, **given: Any) -> None:
+                if "loss" in given["logs"]:
+                    losses.append(given["logs"]["loss"])
 
         class InOrder(Trainer):
             def _get_train_sampler(self, *_: Any) -> Any:
-                return torch.utils.data.SequentialSampler(self.train_dataset)
+                return torch.utils.data.SequentialSampler(rows)
 
         transformers.logging.set_verbosity_error()
         rows = list(itertools.chain(*batches))

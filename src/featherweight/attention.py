@@ -33,7 +33,7 @@ LONG = 512  # rows from here on go through the fused kernel, one by one: it does
 # Rows up to here are attended to together, whatever their lengths: many small products cost more than padding.
 SHORT = 96
 LANES = 32
-WASTE = 1.3  # longer ones while padding them to the longest costs less than this factor
+WASTE = 1.15  # longer ones while padding them to the longest costs less than this factor
 
 
 @dataclass(frozen=True)
@@ -226,11 +226,11 @@ def _one_by_one(
             before = extra + (layout.shared if i else 0)
             own = slice(extra + start, extra + start + n)
             keys, values = (torch.cat([x[:before], x[own]]) if before and (i or extra) else x[own] for x in (k, v))
-            rows = [x.transpose(0, 1)[None] for x in (q[start : start + n], keys, values)]
+            queries, keys, values = (x.transpose(0, 1)[None] for x in (q[start : start + n], keys, values))
             near = window if window and window < before + n else None
             added = _visible(n, before, near, 1, q.dtype, q.device) if before or near else None
             found = scaled_dot_product_attention(
-                *rows, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True
+                queries, keys, values, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True
             )
             out.append(found[0].transpose(0, 1))
             start += n

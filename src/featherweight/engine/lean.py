@@ -72,7 +72,7 @@ def _mlp(self: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _gelu(self: Any, input: Tensor) -> Tensor:  # noqa: A002 (the name that it has in transformers)
+def _gelu(self: Any, input: Tensor) -> Tensor:
     return F.gelu(input, approximate="tanh")
 
 
@@ -117,9 +117,10 @@ def _leaner(cls: Any, forward: Callable[..., Tensor]) -> Any:
 def lean(model: nn.Module) -> Iterator[None]:
     """Inside, the model's norms and gated feed-forwards are those of this file, where they do the same."""
     known: dict[tuple[type, Any], bool] = {}
-    swapped: list[tuple[nn.Module, type]] = []
+    swapped: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
-        cls, forward = type(module), _candidate(module)
+        forward = _candidate(module)
+        cls: Any = type(module)
         if forward is None or "forward" in module.__dict__:
             continue
         kind = (cls, _epsilon(module))
