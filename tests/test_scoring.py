@@ -14,7 +14,8 @@ import featherweight as fw
 import tiny
 from featherweight import Base, InputError, Task, load_task
 from featherweight.adapter import trainable
-from featherweight.scoring import Score, evaluate, label_scores, majority, wilson
+from featherweight.attention import rows_apart
+from featherweight.scoring import Score, evaluate, first_token_scores, label_scores, majority, wilson
 from featherweight.tokens import Example, writer_for
 
 LABEL_SETS = {
@@ -98,6 +99,9 @@ def test_a_labels_score_is_the_full_log_probability_of_its_tokens(
     wanted = one_by_one(base, rows, labels)
     assert wanted.std() > 0.1  # else a wrong place would not show
     torch.testing.assert_close(scores, wanted, atol=1e-4, rtol=1e-5)
+    if not base.encoder_decoder and all(len(ids) == 1 for ids in labels):
+        with torch.inference_mode(), rows_apart(base.model):
+            torch.testing.assert_close(first_token_scores(base, rows, labels), wanted, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .adapter import attached
+from .attention import rows_apart
 from .base import Base
-from .engine.batches import readable
+from .engine.batches import keeps_apart, pack_prompts, readable
+from .engine.lean import lean
 from .engine.loss import class_logits, logits_at
 from .errors import InputError
 from .task import Task
@@ -103,28 +106,40 @@ def evaluate(
     seconds, batches, right = 0.0, 0, 0
     label_ids = writer.label_ids(task.labels) if metric == "labels" and not base.classifies else []
     base.model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        rows = [examples[i] for i in chosen]
-        clock = time.perf_counter()
-        with torch.no_grad():
-            if metric == "labels":
-                best = label_scores(base, rows, label_ids).argmax(dim=1).tolist()
-                texts = [task.labels[b] for b in best]
-            else:
-                texts = generate_from(base, [r.prompt for r in rows], max_new_tokens)
-        seconds += time.perf_counter() - clock
-        batches += 1
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.strip()
-            right += answers[i] == task.test[i].answer.strip()
-        if on_batch:
-            on_batch(len(answers), right)
+    packing = bool(label_ids) and all(len(ids) == 1 for ids in label_ids) and keeps_apart(base)
+    with lean(base.model), rows_apart(base.model) if packing else nullcontext():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            rows = [examples[i] for i in chosen]
+            clock = time.perf_counter()
+            with torch.no_grad():
+                if metric == "exact_match":
+                    texts = generate_from(base, [r.prompt for r in rows], max_new_tokens)
+                else:
+                    scores = (
+                        first_token_scores(base, rows, label_ids) if packing else label_scores(base, rows, label_ids)
+                    )
+                    texts = [task.labels[best] for best in scores.argmax(dim=1).tolist()]
+            seconds += time.perf_counter() - clock
+            batches += 1
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text.strip()
+                right += answers[i] == task.test[i].answer.strip()
+            if on_batch:
+                on_batch(len(answers), right)
     predictions = [answers[i] for i in range(len(examples))]
     places = [r.place for r in task.test]
     return Score(
         right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric, cut
     )
+
+
+def first_token_scores(
+    base: Base, rows: Sequence[Example], labels: Sequence[list[int]]
+) -> Float[Tensor, "rows labels"]:
+    """`label_scores` where every label is one token: one packed row, no padding, inside `rows_apart`."""
+    log_p = logits_at(base.model, *pack_prompts(base, [r.prompt for r in rows])).log_softmax(-1)
+    return log_p[:, [ids[0] for ids in labels]]
 
 
 def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]]) -> Float[Tensor, "rows labels"]:

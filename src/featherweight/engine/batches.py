@@ -118,22 +118,40 @@ def pack(base: Base, examples: list[Example]) -> Batch:
 
     What all texts begin with is read once. `check_packing` says whether a model can be told.
     """
-    rows = [e.ids[:-1] for e in examples]
-    targets = [e.targets[1:] for e in examples]
+    rows, targets = [e.ids[:-1] for e in examples], [e.targets[1:] for e in examples]
+    inputs, layout = packed(base, rows, targets)
+    answers = [t for row in targets for t in row[layout.shared :]]
+    filled = [IGNORE] * layout.shared + answers
+    filled += [IGNORE] * (inputs["input_ids"].shape[1] - len(filled))
+    labels = torch.tensor([filled])
+    where = labels != IGNORE
+    return Batch(inputs, where.to(base.device), labels[where].to(base.device), examples)
+
+
+def pack_prompts(base: Base, prompts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Bool[Tensor, "1 seq"]]:
+    """The same for texts that are to be answered: what the model reads, and where each text ends."""
+    targets = [[IGNORE] * (len(prompt) - 1) + prompt[-1:] for prompt in prompts]  # the last token is its row's own
+    inputs, layout = packed(base, prompts, targets)
+    ends = list(itertools.accumulate(layout.lengths, initial=layout.shared))[1 : len(prompts) + 1]
+    where = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+    where[0, torch.tensor(ends) - 1] = True
+    return inputs, where.to(base.device)
+
+
+def packed(base: Base, rows: Sequence[list[int]], targets: Sequence[list[int]]) -> tuple[dict[str, Tensor], Layout]:
+    """Texts one after the other, behind what all of them begin with as far as it has no targets."""
     shared = _shared(rows, targets)
     lengths = [len(row) - shared for row in rows]
-    if rest := -(shared + sum(lengths)) % ROUND:  # a last text without labels rounds the length up
+    if rest := -(shared + sum(lengths)) % ROUND:  # a last text of padding rounds the length up
         lengths.append(rest)
     layout = Layout(shared, tuple(lengths))
     ids = [*rows[0][:shared], *(i for row in rows for i in row[shared:]), *[base.tokenizer.pad_token_id] * rest]
-    answers = torch.tensor([*[IGNORE] * shared, *(t for row in targets for t in row[shared:]), *[IGNORE] * rest])[None]
     inputs = {
         "input_ids": torch.tensor([ids], device=base.device),
         "attention_mask": layout.mask(base.device),
         "position_ids": layout.positions(base.device),
     }
-    where = answers != IGNORE
-    return Batch(inputs, where.to(base.device), answers[where].to(base.device), examples)
+    return inputs, layout
 
 
 def _shared(rows: Sequence[list[int]], targets: Sequence[list[int]]) -> int:
@@ -143,6 +161,15 @@ def _shared(rows: Sequence[list[int]], targets: Sequence[list[int]]) -> int:
     first = min(next((i for i, t in enumerate(row) if t != IGNORE), len(row)) for row in targets)
     n = min(same, first, min(map(len, rows)) - 1)
     return n if n * (len(rows) - 1) >= ROUND else 0
+
+
+def keeps_apart(base: Base) -> bool:
+    """Whether `check_packing` has nothing to say against this model."""
+    try:
+        check_packing(base)
+    except InputError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from ..base import Base
 from ..errors import InputError
 from ..method import Part, Retrained
 from ..tokens import Example
-from .batches import Batch, check_packing, collate, pack, schedule
+from .batches import Batch, check_packing, collate, keeps_apart, pack, schedule
 from .lean import lean
 from .loss import labelled_loss
 from .memory import peak_bytes, reset_peak
@@ -172,13 +172,10 @@ def prepared(base: Base, packing: bool | None = None) -> Iterator[Callable[[Base
 
     `packing` of None packs where the model keeps packed texts apart; True raises `InputError` where it does not.
     """
-    if packing is not False:
-        try:
-            check_packing(base)
-            packing = True
-        except InputError:
-            if packing:
-                raise
+    if packing:
+        check_packing(base)
+    elif packing is None:
+        packing = keeps_apart(base)
     base.model.train()
     try:
         with lean(base.model), rows_apart(base.model) if packing else nullcontext():
