@@ -32,7 +32,7 @@ NAME = "featherweight_rows"
 LONG = 512  # rows from here on go through the fused kernel, one by one: it does not keep seq × seq scores
 # Rows up to here are attended to together, whatever their lengths: many small products cost more than padding.
 SHORT = 96
-LANES = 32
+LANES = 16  # keys per row are a multiple of this: vector instructions take so many at a time
 WASTE = 1.15  # longer ones while padding them to the longest costs less than this factor
 
 
@@ -96,41 +96,39 @@ class _Seats:
     k_back: Int[Tensor, " token_key_heads"]
 
 
+def _together(layout: Layout) -> list[list[tuple[int, int]]]:
+    """(length, start) of the rows of each group, rows of similar length together; what is shared is a group of its own."""
+    starts = itertools.accumulate(layout.lengths, initial=layout.shared)
+    groups: list[list[tuple[int, int]]] = []
+    for n, start in sorted((n, start) for n, start in zip(layout.lengths, starts, strict=False) if n):
+        tokens = n + sum(m for m, _ in groups[-1]) if groups else 0
+        if groups and (n <= SHORT or n * (len(groups[-1]) + 1) <= WASTE * tokens):
+            groups[-1].append((n, start))
+        else:
+            groups.append([(n, start)])
+    return [[(layout.shared, 0)], *groups] if layout.shared else groups
+
+
 @functools.lru_cache(maxsize=64)
 def _seats(layout: Layout, extra: int, heads: int, kv_heads: int, device: torch.device) -> _Seats:
     """Seat every token. `extra` keys stand in front of the tokens'."""
-    starts = list(itertools.accumulate(layout.lengths, initial=layout.shared))
-    rows = sorted((n, start) for n, start in zip(layout.lengths, starts, strict=False) if n)
-    together: list[list[tuple[int, int]]] = []
-    for n, start in rows:
-        tokens = n + sum(m for m, _ in together[-1]) if together else 0
-        if together and (n <= SHORT or n * (len(together[-1]) + 1) <= WASTE * tokens):
-            together[-1].append((n, start))
-        else:
-            together.append([(n, start)])
-    if layout.shared:
-        together.insert(0, [(layout.shared, 0)])
-    q_back, k_back = (
-        torch.empty(starts[-1], heads, dtype=torch.long),
-        torch.empty(starts[-1], kv_heads, dtype=torch.long),
-    )
+    seq = layout.shared + sum(layout.lengths)
+    q_back, k_back = (torch.empty(seq, n, dtype=torch.long) for n in (heads, kv_heads))
     groups, q_places, k_places = [], 0, 0
-    for i, group in enumerate(together):
-        before = extra + (layout.shared if not (layout.shared and i == 0) else 0)
-        longest = max(n for n, _ in group)
-        width = -(-(before + longest) // LANES) * LANES - before
+    for i, group in enumerate(_together(layout)):
+        before = extra if layout.shared and i == 0 else extra + layout.shared
+        width = -(-(before + max(n for n, _ in group)) // LANES) * LANES - before
         column, (length, first) = torch.arange(width), torch.tensor(group).T[:, :, None]
         token, seated = first + column.minimum(length - 1), column < length
-        front = torch.arange(before).expand(len(group), -1)
+        keys = torch.cat([torch.arange(before).expand(len(group), -1), token + extra], 1)
         q_at = token[:, None] * heads + torch.arange(heads)[None, :, None]  # row, head, position
-        k_at = torch.cat([front, token + extra], 1)[:, None] * kv_heads + torch.arange(kv_heads)[None, :, None]
+        k_at = keys[:, None] * kv_heads + torch.arange(kv_heads)[None, :, None]
         q_place = q_places + torch.arange(q_at.numel()).view(q_at.shape)
         k_place = k_places + torch.arange(k_at.numel()).view(k_at.shape)[:, :, before:]
         q_back[token[seated]] = q_place.transpose(1, 2)[seated]
         k_back[token[seated]] = k_place.transpose(1, 2)[seated]
         padding = (~seated)[:, None].expand(q_at.shape).flatten().nonzero()[:, 0]
-        at = (x.flatten().to(device) for x in (q_at, k_at, padding))
-        groups.append(_Group(len(group), width, before, *at))
+        groups.append(_Group(len(group), width, before, *(x.flatten().to(device) for x in (q_at, k_at, padding))))
         q_places, k_places = q_places + q_at.numel(), k_places + k_at.numel()
     return _Seats(tuple(groups), q_back.flatten().to(device), k_back.flatten().to(device))
 
@@ -202,7 +200,7 @@ class _ShortRows(torch.autograd.Function):
         dq, dk, dv = (torch.cat(x) if len(x) > 1 else x[0] for x in found)
         own = [x.index_select(0, seats.k_back).view(-1, kv_heads, x.shape[1]) for x in (dk, dv)]
         if most:
-            own = [torch.cat([x.new_zeros(extra, *x.shape[1:]), x]) for x in own]
+            own = [torch.cat([x.new_zeros(extra, *x.shape[1:]), x]) if extra else x for x in own]
             for x, total in zip(own, front, strict=True):
                 x[:most] += total
         return dq.index_select(0, seats.q_back).view(ctx.shapes[0]), *own, None, None, None
