@@ -35,9 +35,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
 from featherweight import provenance
+from featherweight.adapter import parts
 from featherweight.engine.memory import peak_bytes, reset_peak
+from featherweight.engine.train import gradients
 from featherweight.tokens import Example
-from speed_sides import Full, HFTrainer, Loop, Ours, synchronise
+from speed_sides import Full, HFTrainer, Loop, Ours, padded, synchronise
 from speed_work import LENGTHS, base_of, rows_of
 
 METHODS = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "ia3")
@@ -121,6 +123,37 @@ def train(
         "ratios": {k: [a / b for a, b in zip(v[warm:], seconds["ours"][warm:], strict=True)] for k, v in seconds.items() if k != "ours"},
         "limit": {"rate": rate, "fractions": shares[warm:]},
     }  # fmt: skip
+
+
+def exactness(method: str) -> dict[str, Any]:
+    """How far ours and PEFT's gradients in bfloat16 are from those in float32: one batch, the start of training."""
+
+    def learned(side: Any) -> dict[str, torch.Tensor]:
+        rows = rows_of("reviews", side.base, BATCH)
+        if isinstance(side, Ours):
+            gradients(side.base, [side.tensors(side.base, rows)], side.parameters)
+            own = {
+                f"{path}.{n}": p for path, part in parts(side.base.model).items() for n, p in part.named_parameters()
+            }
+        else:
+            with torch.autocast(side.base.device.type, torch.bfloat16):
+                side.model(**padded(side.base, rows, rounded=8), use_cache=False).loss.backward()
+            own = {
+                n.removeprefix("base_model.model.").replace(".default", ""): p for n, p in side.model.named_parameters()
+            }
+        return {n: p.grad.float() for n, p in own.items() if p.grad is not None}
+
+    exact = learned(ours := Ours(base_of("reviews", "float32"), method))
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save(Path(folder))
+        sides = {"ours": Ours(base_of("reviews"), method), "peft": Loop(base_of("reviews"), method, start=Path(folder))}
+    length = torch.stack([g.norm() for g in exact.values()]).norm()
+    found = {}
+    for kind, side in sides.items():
+        rounded = learned(side)
+        assert rounded.keys() == exact.keys(), (list(rounded)[:2], list(exact)[:2])
+        found[kind] = float(torch.stack([(rounded[n] - g).norm() for n, g in exact.items()]).norm() / length)
+    return {"off": found}
 
 
 class Alive(TorchDispatchMode):
@@ -289,6 +322,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train mt0 lora reference": partial(train, "mt0", "lora", ("reference",), 4, 1, by_length=True),
     **{f"memory {w} lora": partial(memory, w, "lora", ("trainer",)) for w in ("reviews", "answers", "mt0", "long")},
     **{f"memory {w} {m}": partial(memory, w, m, ("trainer",)) for w in ("reviews", "answers") for m in METHODS[1:]},
+    **{f"exactness {m}": partial(exactness, m) for m in ("lora", "ia3")},
     "evaluation": evaluation,
     "sizes": sizes,
     "growth lora": partial(growth, "lora"),
@@ -318,7 +352,10 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("".join(json.dumps(r) + "\n" for r in ordered))
         ratios = {k: f"{statistics.median(v):.2f}" for k, v in known[name].get("ratios", {}).items()}
-        print(f"{name}: {ratios or {k: v for k, v in known[name].items() if k in ('bytes', 'seconds')}}", flush=True)
+        print(
+            f"{name}: {ratios or {k: v for k, v in known[name].items() if k in ('bytes', 'seconds', 'off')}}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

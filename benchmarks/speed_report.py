@@ -135,6 +135,10 @@ def main() -> None:
         for kind in result.get("losses", {}):
             if kind not in ("ours", "full"):
                 print(f"* {name}, {kind}: {losses_apart(result, kind):.2%}")
+    for name, result in found.items():
+        if name.startswith("exactness"):
+            off = ", ".join(f"{kind} {value:.1%}" for kind, value in result["off"].items())
+            print(f"* {name.split()[1]}: gradients in bfloat16 are off those in float32 by {off}")
     one = next(iter(found.values()))
     rates = [r["limit"]["rate"] / 1e9 for r in found.values() if "limit" in r]
     versions = ", ".join(f"{k} {v}" for k, v in one["versions"].items())
