@@ -14,6 +14,7 @@ from featherweight.attention import Layout, attend_in_rows, layout_of
 LAYOUTS = [
     Layout(0, (5, 9, 3)),
     Layout(0, (7,)),
+    Layout(5, (9,)),
     Layout(4, (3, 8)),
     Layout(2, (150, 40, 1, 64)),
     Layout(40, (33, 2)),

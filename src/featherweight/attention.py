@@ -147,6 +147,9 @@ def _visible(
     return added.repeat(repeats, 1).to(device)
 
 
+_visible_afar = functools.lru_cache(maxsize=2)(_visible.__wrapped__)  # for long rows: such masks are large
+
+
 class _ShortRows(torch.autograd.Function):
     """softmax(s · q kᵀ + mask) v within each row, from tokens to tokens: (seq, heads, size) → (seq, heads, size).
 
@@ -218,6 +221,8 @@ def _one_by_one(
 ) -> Float[Tensor, "seq heads size"]:
     """The same for long rows, one after the other through the fused kernel, which keeps no scores."""
     extra = k.shape[0] - q.shape[0]
+    if len(layout.lengths) == 1:  # what a single row shares is its beginning
+        layout = Layout(0, (layout.shared + layout.lengths[0],))
     out, start = [], 0
     for i, n in enumerate((layout.shared, *layout.lengths)):
         if n:
@@ -226,7 +231,7 @@ def _one_by_one(
             keys, values = (torch.cat([x[:before], x[own]]) if before and (i or extra) else x[own] for x in (k, v))
             queries, keys, values = (x.transpose(0, 1)[None] for x in (q[start : start + n], keys, values))
             near = window if window and window < before + n else None
-            added = _visible(n, before, near, 1, q.dtype, q.device) if before or near else None
+            added = _visible_afar(n, before, near, 1, q.dtype, q.device) if before or near else None
             found = scaled_dot_product_attention(
                 queries, keys, values, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True
             )
