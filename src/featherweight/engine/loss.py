@@ -113,7 +113,7 @@ def hidden_at(
         logits = model(**inputs, use_cache=False).logits
     finally:
         hook.remove()
-    if known is None:
+    if known is None and len(index):  # without a label there is nothing to see
         with torch.no_grad():
             _ENDS_WITH_HEAD[model] = known = len(seen) == 1 and torch.equal(
                 logits.flatten(), head(seen[0][:1]).flatten()
