@@ -36,6 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import featherweight as fw
 from featherweight import provenance
 from featherweight.adapter import parts
+from featherweight.attention import Layout, attend_in_rows
+from featherweight.engine.loss import _HeadLoss
 from featherweight.engine.memory import peak_bytes, reset_peak
 from featherweight.engine.train import gradients
 from featherweight.tokens import Example
@@ -220,15 +222,31 @@ def memory(work: str, method: str, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def growth(method: str) -> dict[str, Any]:
-    """Time of a step by the length of its row, and how much of it is attention's (from the operations it takes)."""
+    """By the length of a row: seconds of a step, seconds of its attention alone, and bytes that the loss needs for a while."""
     side = Ours(base_of("long"), method)
-    rows = rows_of("long", side.base, len(LENGTHS))
-    found = {}
-    for row in rows:
+    config, head = side.base.model.config, side.base.model.get_output_embeddings()
+    size = config.hidden_size // config.num_attention_heads
+    seconds, attention, loss_bytes = {}, {}, {}
+    for row in rows_of("long", side.base, len(LENGTHS)):
+        n, device = len(row.ids) - 1, side.base.device
         side.step([row])
-        seconds = [timed(side.step, [row])[0] for _ in range(2)]
-        found[len(row.ids) - 1] = min(seconds)
-    return {"seconds": found}
+        seconds[n] = min(timed(side.step, [row])[0] for _ in range(2))
+        q, k, v = (
+            torch.randn(1, heads, n, size, device=device, dtype=torch.bfloat16, requires_grad=True)
+            for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        )
+        mask = Layout(0, (n,)).mask(device)
+
+        def attend(_: Any, q: Any = q, k: Any = k, v: Any = v, mask: Any = mask) -> float:
+            attend_in_rows(side.base.model, q, k, v, mask)[0].sum().backward()
+            return 0.0
+
+        attention[n] = config.num_hidden_layers * min(timed(attend, ())[0] for _ in range(3))
+        hidden = torch.randn(n, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
+        with Alive() as alive:
+            _HeadLoss.apply(hidden, head.weight, None, torch.zeros(n, dtype=torch.long, device=device))
+        loss_bytes[n] = alive.peak - hidden.nbytes  # what it keeps, the gradient of what it was given, is no surprise
+    return {"seconds": seconds, "attention": attention, "loss_bytes": loss_bytes}
 
 
 def evaluation(rows: int = 96) -> dict[str, Any]:
@@ -317,6 +335,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"train reviews {m}": partial(train, "reviews", m, ("trainer",), 24) for m in METHODS},
     "train reviews lora sorted": partial(train, "reviews", "lora", ("loop_sdpa", "loop_eager"), 16, by_length=True),
     "train reviews lora reference": partial(train, "reviews", "lora", ("reference",), 6, 1),
+    "train answers lora loops": partial(train, "answers", "lora", ("loop_sdpa", "loop_eager"), 4, 1),
     "train reviews lora full": partial(train, "reviews", "lora", ("full",), 10),
     **{f"train answers {m}": partial(train, "answers", m, ("trainer",), 5, 1) for m in METHODS},
     "train mt0 lora reference": partial(train, "mt0", "lora", ("reference",), 4, 1, by_length=True),

@@ -113,9 +113,16 @@ def rows(found: Found) -> list[str]:
                 )
             )
     if "growth lora" in found:
-        seconds = {int(n): s for n, s in found["growth lora"]["seconds"].items()}
-        each = ", ".join(f"{n:,} tokens {s:.1f} s ({1000 * s / n:.1f} ms a token)" for n, s in seconds.items())
-        table.append(line("(d) cost of growth: a step of one row", "linear apart from attention", each, True))
+        growth = found["growth lora"]
+        rest = {int(n): 1000 * (s - growth["attention"][n]) / int(n) for n, s in growth["seconds"].items()}
+        each = ", ".join(f"{n:,} tokens {growth['seconds'][str(n)]:.1f} s, {ms:.2f} ms" for n, ms in rest.items())
+        linear = max(rest.values()) <= 1.2 * min(rest.values())
+        what = "(d) a step of one row, and its time a token without attention"
+        table.append(line(what, "a token costs the same", each, linear))
+        bytes_ = {int(n): b / 2**20 for n, b in growth["loss_bytes"].items()}
+        each = ", ".join(f"{n:,} tokens {mib:.0f} MiB" for n, mib in bytes_.items())
+        constant = max(bytes_.values()) <= 1.05 * min(bytes_.values())
+        table.append(line("(d) memory that the loss takes for a while", "the same for any length", each, constant))
     if "first step" in found:
         seconds_ = found["first step"]["seconds"]
         table.append(

@@ -51,6 +51,8 @@ def base_of(work: str, dtype: str = "bfloat16", layers: int | None = None) -> fw
         torch.set_default_dtype(before)
     model.lm_head.weight = head  # mt0's own head; transformers ties it
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # as `load_base` does; the rivals choose their own
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
     return fw.Base(model.eval().to(device), tokenizer, "mt0-large's shape, random weights", device)
 

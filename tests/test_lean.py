@@ -13,8 +13,10 @@ import featherweight as fw
 import models
 from featherweight.adapter import trainable
 from featherweight.engine.lean import _RMSNorm, _SiLUGate, lean
+from featherweight.engine.train import Settings, fit
 from featherweight.methods.lora import _Corrected
 from models import random_inputs, shake
+from subjects import a_base, examples
 
 
 def learned(model: Any) -> list[Tensor]:
@@ -101,3 +103,22 @@ def test_in_bfloat16_the_lean_norm_is_no_less_exact() -> None:
     )  # fmt: skip
     for a, b, c in zip(ours, theirs, truth, strict=True):
         assert (a - c).norm() <= 1.05 * (b - c).norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_training_learns_the_same_without_them(family: str) -> None:
+    def trained(own_layers: bool) -> tuple[list[float], list[type]]:
+        torch.manual_seed(0)
+        base = a_base(models.FAMILIES[family]().double())
+        fw.attach(base.model, fw.LoRA(r=2))
+        shake(trainable(base.model))
+        seen: list[type] = []
+        report = fit(
+            base, examples(base.model), Settings(steps=3, batch_size=2, lean=own_layers),
+            on_step=lambda _: seen.extend(type(m) for m in base.model.modules()),
+        )  # fmt: skip
+        return report.losses, seen
+
+    (ours, swapped), (theirs, plain) = trained(True), trained(False)
+    assert swapped != plain
+    assert ours == pytest.approx(theirs, rel=2e-6)

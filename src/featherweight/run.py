@@ -226,7 +226,7 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     """The engine's settings from a configuration."""
     return Settings(
         steps=config.steps_for(rows), batch_size=config.batch_size, accumulate=config.accumulate,
-        packing=config.packing, lr=lr, warmup=config.warmup,
+        packing=config.packing, lean=config.lean, lr=lr, warmup=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
     )  # fmt: skip
 

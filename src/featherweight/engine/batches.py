@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..tokens import IGNORE, Example
 
 ROUND = 8
+ROUND_ANSWERS = 4  # an encoder–decoder's: they are short, and each place in them is a pass through the decoder
 WINDOW = 32  # batches whose rows are sorted by length together; within a window the order of batches is random
 
 
@@ -67,9 +68,9 @@ def schedule(
         done += window
 
 
-def pad(rows: Sequence[list[int]], value: int, left: bool) -> Int[Tensor, "batch seq"]:
-    """Rows of different lengths as one tensor, rounded up to a multiple of 8."""
-    width = -(-max(map(len, rows)) // ROUND) * ROUND
+def pad(rows: Sequence[list[int]], value: int, left: bool, to: int = ROUND) -> Int[Tensor, "batch seq"]:
+    """Rows of different lengths as one tensor, its length rounded up to a multiple of `to`."""
+    width = -(-max(map(len, rows)) // to) * to
     fill = [[value] * (width - len(r)) for r in rows]
     return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill, strict=True)])
 
@@ -100,7 +101,7 @@ def collate(base: Base, examples: list[Example]) -> Batch:
         return Batch(readable(base, [e.ids for e in examples], [e.types for e in examples]), None, classes, examples)
     if base.encoder_decoder:
         inputs = readable(base, [e.ids for e in examples])
-        targets = pad([e.targets for e in examples], IGNORE, left=False)
+        targets = pad([e.targets for e in examples], IGNORE, left=False, to=ROUND_ANSWERS)
         start = base.model.config.decoder_start_token_id
         shifted = torch.cat([targets.new_full((len(examples), 1), start), targets[:, :-1]], dim=1)
         inputs["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORE, base.tokenizer.pad_token_id).to(

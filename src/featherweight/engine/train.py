@@ -33,6 +33,8 @@ class Settings:
     """Batches whose gradients make one update: the same result as one batch of all their rows, in less memory."""
     packing: bool | None = None
     """Put a batch's texts into one row instead of padding them; None: wherever the model can keep them apart."""
+    lean: bool = True
+    """Norms and gates of our own in place of transformers', where they do the same: see `engine.lean`. For debugging."""
     lr: float = 1e-3
     warmup: float = 0.06
     """Share of the steps over which the rate rises; it then falls linearly to zero."""
@@ -125,7 +127,7 @@ def fit(
     for p in others:  # they run along, frozen
         p.requires_grad_(False)
     try:
-        with prepared(base, settings.packing) as tensors:
+        with prepared(base, settings.packing, settings.lean) as tensors:
             stream = schedule(
                 examples,
                 settings.batch_size,
@@ -167,10 +169,13 @@ def fit(
 
 
 @contextmanager
-def prepared(base: Base, packing: bool | None = None) -> Iterator[Callable[[Base, list[Example]], Batch]]:
+def prepared(
+    base: Base, packing: bool | None = None, own_layers: bool = True
+) -> Iterator[Callable[[Base, list[Example]], Batch]]:
     """Inside, the model trains; what it is given are batches made by the function that this yields: `pack` or `collate`.
 
     `packing` of None packs where the model keeps packed texts apart; True raises `InputError` where it does not.
+    `own_layers` of False leaves norms and gates as `transformers` has them.
     """
     if packing:
         check_packing(base)
@@ -178,7 +183,10 @@ def prepared(base: Base, packing: bool | None = None) -> Iterator[Callable[[Base
         packing = keeps_apart(base)
     base.model.train()
     try:
-        with lean(base.model), rows_apart(base.model) if packing else nullcontext():
+        with (
+            lean(base.model) if own_layers else nullcontext(),
+            rows_apart(base.model) if packing else nullcontext(),
+        ):
             yield pack if packing else collate
     finally:
         base.model.eval()
