@@ -309,21 +309,21 @@ def packed_by_position(rows: list[Example]) -> Batch:
     targets = torch.tensor([t for e in rows for t in e.targets[1:]])[None]
     ids = torch.tensor([i for e in rows for i in e.ids[:-1]])[None]
     positions = torch.cat([torch.arange(len(e.ids) - 1) for e in rows])[None]
-    where = targets != IGNORE
-    return Batch({"input_ids": ids, "position_ids": positions}, where, targets[where], rows)
+    at = (targets[0] != IGNORE).nonzero()[:, 0]
+    return Batch({"input_ids": ids, "position_ids": positions}, at, targets[0, at], rows)
 
 
 def unpadded(row: Example) -> Batch:
     """One row by itself."""
     ids, targets = torch.tensor([row.ids[:-1]]), torch.tensor([row.targets[1:]])
-    where = targets != IGNORE
-    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, where, targets[where], [row])
+    at = (targets[0] != IGNORE).nonzero()[:, 0]
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, at, targets[0, at], [row])
 
 
 def plain_loss(side: Side, model: Any, batch: Batch) -> Tensor:
     """The mean loss at the labels, from all logits: what a plain loop computes."""
     return nn.functional.cross_entropy(
-        side.logits(model, **batch.inputs, use_cache=False)[batch.where].float(), batch.targets
+        side.logits(model, **batch.inputs, use_cache=False).flatten(0, 1)[batch.at].float(), batch.targets
     )
 
 

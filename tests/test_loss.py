@@ -55,10 +55,10 @@ def batch_of(base: fw.Base) -> Batch:
 
 def full_loss(model: Any, batch: Batch) -> Tensor:
     """The same loss from all logits, as textbooks compute it."""
-    targets = torch.full(batch.where.shape, IGNORE)
-    targets[batch.where] = batch.targets
-    scores = model(**batch.inputs, use_cache=False).logits.float()
-    return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    scores = model(**batch.inputs, use_cache=False).logits.float().flatten(0, 1)
+    targets = torch.full((len(scores),), IGNORE)
+    targets[batch.at] = batch.targets
+    return F.cross_entropy(scores, targets, ignore_index=IGNORE)
 
 
 def gradients(base: fw.Base, loss: Tensor) -> list[Tensor]:
@@ -126,7 +126,7 @@ def test_gemmas_cap_on_logits_is_kept() -> None:
     base = base_of("gemma3")
     base.model.config.final_logit_softcapping = 0.5
     batch = batch_of(base)
-    assert logits_at(base.model, batch.inputs, batch.where).abs().max() <= 0.5
+    assert logits_at(base.model, batch.inputs, batch.at).abs().max() <= 0.5
     torch.testing.assert_close(labelled_loss(base.model, batch), full_loss(base.model, batch), rtol=1e-6, atol=0)
 
 
@@ -135,14 +135,15 @@ def test_the_head_sees_everything_again_after_an_error(family: str) -> None:
     base = base_of(family)
     batch = batch_of(base)
     head = base.model.get_output_embeddings()
-    with suppress(ZeroDivisionError), head_at(base.model, batch.where):
+    with suppress(ZeroDivisionError), head_at(base.model, batch.at):
         assert head._forward_pre_hooks
         raise ZeroDivisionError
     assert not head._forward_pre_hooks
     with pytest.raises(ValueError, match="input_ids"):
-        logits_at(base.model, {}, batch.where)
+        logits_at(base.model, {}, batch.at)
     assert not head._forward_pre_hooks
-    assert base.model(**batch.inputs).logits.shape[:2] == batch.where.shape
+    read = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"])
+    assert base.model(**batch.inputs).logits.shape[:2] == read.shape
 
 
 def test_padding_does_not_change_the_loss() -> None:

@@ -149,11 +149,13 @@ def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]
     inputs = readable(base, [r.prompt for r in rows])
     if base.encoder_decoder:
         return _decoded_scores(base, inputs, labels)
-    first = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
-    first[:, -1] = True  # padded on the left: every prompt ends in the last column
+    n, width = inputs["attention_mask"].shape
+    ends = (
+        torch.arange(1, n + 1, device=base.device) * width - 1
+    )  # padded on the left: every prompt ends in the last column
     scores = torch.empty(len(rows), len(labels), device=base.device)
     if all(len(ids) == 1 for ids in labels):
-        start = logits_at(base.model, inputs, first).log_softmax(-1)
+        start = logits_at(base.model, inputs, ends).log_softmax(-1)
         return start[:, [ids[0] for ids in labels]]
     out = base.model(**inputs, use_cache=True, logits_to_keep=1)
     start = out.logits[:, -1].float().log_softmax(-1)

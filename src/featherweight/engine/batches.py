@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ..attention import Layout, rows_apart
@@ -31,20 +31,19 @@ WINDOW = 32  # batches whose rows are sorted by length together; within a window
 class Batch:
     """Tensors of one step: the model's inputs, and at which outputs which token is the answer.
 
-    Where `where` is None, the model has a head of its own, and the targets are one class per row.
+    `at` counts outputs row by row, from 0. Where it is None, the model has a head of its own, and the targets are one class
+    per row.
     """
 
     inputs: dict[str, Tensor]
-    where: Bool[Tensor, "batch seq"] | None
+    at: Int[Tensor, " labelled"] | None
     targets: Int[Tensor, " labelled"]
     examples: list[Example]
 
     @property
     def tokens(self) -> int:
         """How many tokens the model reads, padding not counted."""
-        return sum(
-            len(e.ids) - (self.where is not None and "decoder_input_ids" not in self.inputs) for e in self.examples
-        )
+        return sum(len(e.ids) - (self.at is not None and "decoder_input_ids" not in self.inputs) for e in self.examples)
 
 
 def schedule(
@@ -110,8 +109,16 @@ def collate(base: Base, examples: list[Example]) -> Batch:
     else:
         inputs = readable(base, [e.ids[:-1] for e in examples])
         targets = pad([e.targets[1:] for e in examples], IGNORE, left=True)
-    where = targets != IGNORE
-    return Batch(inputs, where.to(base.device), targets[where].to(base.device), examples)
+    return _answered(base, inputs, targets, examples)
+
+
+def _answered(
+    base: Base, inputs: dict[str, Tensor], targets: Int[Tensor, "batch seq"], examples: list[Example]
+) -> Batch:
+    """A batch whose answers are the targets that are not `IGNORE`."""
+    flat = targets.flatten()
+    at = (flat != IGNORE).nonzero()[:, 0]
+    return Batch(inputs, at.to(base.device), flat[at].to(base.device), examples)
 
 
 def pack(base: Base, examples: list[Example]) -> Batch:
@@ -124,19 +131,15 @@ def pack(base: Base, examples: list[Example]) -> Batch:
     answers = [t for row in targets for t in row[layout.shared :]]
     filled = [IGNORE] * layout.shared + answers
     filled += [IGNORE] * (inputs["input_ids"].shape[1] - len(filled))
-    labels = torch.tensor([filled])
-    where = labels != IGNORE
-    return Batch(inputs, where.to(base.device), labels[where].to(base.device), examples)
+    return _answered(base, inputs, torch.tensor([filled]), examples)
 
 
-def pack_prompts(base: Base, prompts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Bool[Tensor, "1 seq"]]:
+def pack_prompts(base: Base, prompts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Int[Tensor, " prompts"]]:
     """The same for texts that are to be answered: what the model reads, and where each text ends."""
     targets = [[IGNORE] * (len(prompt) - 1) + prompt[-1:] for prompt in prompts]  # the last token is its row's own
     inputs, layout = packed(base, prompts, targets)
     ends = list(itertools.accumulate(layout.lengths, initial=layout.shared))[1 : len(prompts) + 1]
-    where = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
-    where[0, torch.tensor(ends) - 1] = True
-    return inputs, where.to(base.device)
+    return inputs, torch.tensor(ends, device=base.device) - 1
 
 
 def packed(base: Base, rows: Sequence[list[int]], targets: Sequence[list[int]]) -> tuple[dict[str, Tensor], Layout]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .batches import Batch
@@ -28,12 +28,11 @@ AT_ONCE = {"cpu": 2**23, "other": 2**26}  # logits computed together: 32 MiB in 
 
 
 @contextmanager
-def head_at(model: Any, where: Bool[Tensor, "batch seq"]) -> Iterator[None]:
-    """Inside, the model's output head sees only the positions that are true in `where`, as one flat row."""
-    index = where.flatten().nonzero().squeeze(1)
+def head_at(model: Any, at: Int[Tensor, " labelled"]) -> Iterator[None]:
+    """Inside, the model's output head sees only the positions `at`, counted row by row, as one flat row."""
 
     def gather(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].flatten(0, 1).index_select(0, index), *args[1:])
+        return (args[0].flatten(0, 1).index_select(0, at), *args[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(gather)
     try:
@@ -42,14 +41,12 @@ def head_at(model: Any, where: Bool[Tensor, "batch seq"]) -> Iterator[None]:
         hook.remove()
 
 
-def logits_at(
-    model: Any, inputs: dict[str, Tensor], where: Bool[Tensor, "batch seq"]
-) -> Float[Tensor, "labelled vocab"]:
-    """Float32 logits at the positions that are true in `where`, row by row."""
-    with head_at(model, where):
+def logits_at(model: Any, inputs: dict[str, Tensor], at: Int[Tensor, " labelled"]) -> Float[Tensor, "labelled vocab"]:
+    """Float32 logits at the positions `at`, counted row by row."""
+    with head_at(model, at):
         out: Tensor = model(**inputs, use_cache=False).logits
     if out.dim() == 3:  # a model whose head is not called as a module
-        out = out[where]
+        out = out.flatten(0, 1).index_select(0, at)
     return out.float()
 
 
@@ -92,9 +89,9 @@ _ENDS_WITH_HEAD: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionar
 
 
 def hidden_at(
-    model: Any, inputs: dict[str, Tensor], where: Bool[Tensor, "batch seq"]
+    model: Any, inputs: dict[str, Tensor], at: Int[Tensor, " labelled"]
 ) -> Float[Tensor, "labelled width"] | None:
-    """What goes into the head at the true positions; None where that does not tell the logits.
+    """What goes into the head at the positions `at`; None where that does not tell the logits.
 
     It does where the head is a plain frozen matrix and nothing comes after it, found out on the first call for a model.
     """
@@ -102,34 +99,35 @@ def hidden_at(
     known = _ENDS_WITH_HEAD.get(model)
     if known is False or type(head) is not torch.nn.Linear or head.weight.requires_grad:
         return None
-    index, seen = where.flatten().nonzero().squeeze(1), list[Tensor]()
+    seen, given = list[Tensor](), list[Tensor]()
 
     def take(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(args[0].flatten(0, 1).index_select(0, index))
+        seen.append(args[0].flatten(0, 1).index_select(0, at))
         return (seen[0][: 0 if known else 1], *args[1:])
 
-    hook = head.register_forward_pre_hook(take)
+    hooks = (
+        head.register_forward_pre_hook(take),
+        head.register_forward_hook(lambda _module, _args, out: given.append(out)),
+    )
     try:
         logits = model(**inputs, use_cache=False).logits
     finally:
-        hook.remove()
-    if known is None and len(index):  # without a label there is nothing to see
-        with torch.no_grad():
-            _ENDS_WITH_HEAD[model] = known = len(seen) == 1 and torch.equal(
-                logits.flatten(), head(seen[0][:1]).flatten()
-            )
+        for hook in hooks:
+            hook.remove()
+    if known is None:
+        _ENDS_WITH_HEAD[model] = known = len(given) == 1 and logits is given[0]
     return seen[0] if known else None
 
 
 def labelled_loss(model: Any, batch: Batch, labelled: int | None = None) -> Float[Tensor, ""]:
     """Cross-entropy summed over the labelled tokens (or rows) of the batch, in nats, over `labelled`: by default its own."""
     labelled = labelled or batch.targets.numel()
-    if batch.where is None:
+    if batch.at is None:
         logits = class_logits(model, batch.inputs)
-    elif (hidden := hidden_at(model, batch.inputs, batch.where)) is not None:
+    elif (hidden := hidden_at(model, batch.inputs, batch.at)) is not None:
         head = model.get_output_embeddings()
         total: Tensor = _HeadLoss.apply(hidden, head.weight, head.bias, batch.targets)
         return total / labelled
     else:
-        logits = logits_at(model, batch.inputs, batch.where)
+        logits = logits_at(model, batch.inputs, batch.at)
     return F.cross_entropy(logits, batch.targets, reduction="sum") / labelled
