@@ -39,7 +39,7 @@ from featherweight.adapter import parts
 from featherweight.attention import Layout, attend_in_rows
 from featherweight.engine.loss import _HeadLoss
 from featherweight.engine.memory import peak_bytes, reset_peak
-from featherweight.engine.train import gradients
+from featherweight.engine.update import gradients
 from featherweight.tokens import Example
 from speed_sides import Full, HFTrainer, Loop, Ours, padded, synchronise
 from speed_work import LENGTHS, base_of, rows_of

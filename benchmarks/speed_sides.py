@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 import featherweight as fw
 from featherweight.adapter import trainable
-from featherweight.engine.train import gradients, prepared
+from featherweight.engine.train import prepared
+from featherweight.engine.update import gradients
 from featherweight.methods.options import build_method
 from featherweight.tokens import IGNORE, Example
 from peft_accuracy import CONFIGS
@@ -51,7 +52,7 @@ class Ours:
         loss = gradients(self.base, [self.tensors(self.base, list(rows))], self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return loss
+        return loss.item()
 
     def save(self, folder: Path) -> None:
         """The adapter, in HF PEFT's format."""

@@ -30,7 +30,7 @@ from featherweight.attention import layout_of, rows_apart
 from featherweight.base import Base
 from featherweight.engine.batches import Batch, check_packing, collate, pack
 from featherweight.engine.loss import labelled_loss
-from featherweight.engine.train import gradients
+from featherweight.engine.update import gradients
 from featherweight.tokens import IGNORE, Example
 from models import padded, random_inputs, shake, words
 from subjects import (

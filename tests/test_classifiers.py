@@ -21,7 +21,7 @@ from featherweight.base import Base, fingerprint, skeleton
 from featherweight.encoder import is_encoder
 from featherweight.engine.batches import collate, readable
 from featherweight.engine.loss import class_logits, labelled_loss
-from featherweight.engine.train import gradients
+from featherweight.engine.update import gradients
 from featherweight.rows import Row
 from featherweight.tokens import Writer, writer_for
 

@@ -73,6 +73,14 @@ class TrainingConfig(DataConfig):
     accumulate: Positive = Field(
         1, description="Batches per optimiser step: the same result as one batch of all their rows, in less memory."
     )
+    checkpoint_activations: Literal["none", "layer", "offload"] = Field(
+        "none",
+        description="Keep only each layer's input and compute the rest again: a third more time, far less memory; "
+        "offload also keeps the inputs in the host's memory.",
+    )
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "sgd", "lion"] = Field(
+        "adamw", description="What moves the parts; the default rates are tuned for adamw."
+    )
     packing: bool | None = Field(
         None,
         description="Put a batch's texts into one row instead of padding them; by default where the model can (decoders).",

@@ -36,6 +36,7 @@ from .config import (
 from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
+from .engine.optimizers import check_optimizer
 from .engine.train import Settings
 from .errors import InputError
 from .merging import merge, refuse_unmergeable
@@ -226,7 +227,8 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     """The engine's settings from a configuration."""
     return Settings(
         steps=config.steps_for(rows), batch_size=config.batch_size, accumulate=config.accumulate,
-        packing=config.packing, lean=config.lean, lr=lr, warmup=config.warmup,
+        packing=config.packing, lean=config.lean,
+        checkpoint_activations=config.checkpoint_activations, optimizer=config.optimizer, lr=lr, warmup=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
     )  # fmt: skip
 
@@ -246,6 +248,7 @@ def prepare(
         )
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
+    check_optimizer(config.optimizer)
     task, shape = task_of(config), load_config(config.model)
     task = task.in_order(head_order(shape, task.labels))
     if config.metric == "exact_match" and is_encoder(shape):

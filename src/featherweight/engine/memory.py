@@ -1,36 +1,54 @@
-"""How much memory the training steps needed.
+"""How much memory there is, how much the training steps needed, and what to do when it runs out.
 
-On an accelerator that is its allocator's peak. On a CPU it is the process's largest resident size during the steps,
+On an accelerator the peak is its allocator's. On a CPU it is the process's largest resident size during the steps,
 as the operating system counts it: weights, activations, optimiser and the Python process itself.
+
+A CPU has no allocator that says no: asked for more than there is, Linux gives it and later kills the process. So a limit is
+set on the process (`within`), short of what the machine, or its container, has left: then asking for too much is an error
+that can be caught, and a smaller batch can be tried.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+_GROUPS = {  # a container's limit and use, in the two versions of Linux's control groups
+    Path("/sys/fs/cgroup/memory.max"): Path("/sys/fs/cgroup/memory.current"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"): Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+}
+SPARE = 0.03  # of what is left: for what the system itself needs, and for Python's small objects
 
 
 def reset_peak(device: torch.device) -> None:
     """Start a new measurement: hand freed memory back to the system, then forget the old peak."""
-    gc.collect()
+    free(device)
     if device.type != "cpu":
         with suppress(RuntimeError):  # Apple's mps keeps no such account
-            torch.accelerator.empty_cache()
             torch.accelerator.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        _CLEAR.write_text("5")  # Linux: reset the resident peak
+
+
+def free(device: torch.device) -> None:
+    """Hand freed memory back to the system."""
+    gc.collect()
+    if device.type != "cpu":
+        with suppress(RuntimeError):
+            torch.accelerator.empty_cache()
         return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory otherwise, and the next method would inherit it
-    with suppress(OSError):
-        _CLEAR.write_text("5")  # Linux: reset the resident peak
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -40,9 +58,92 @@ def peak_bytes(device: torch.device) -> int:
             return int(torch.accelerator.max_memory_allocated(device))
         except RuntimeError:  # mps shares the process's memory: what follows counts it
             pass
-    with suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if (peak := _status("VmHWM")) is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows keeps no such account in Python's reach
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: each library has its own words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return any(
+        word in text
+        for word in ("can't allocate memory", "out of memory", "not enough memory", "alloc_failed", "bad_alloc")
+    )
+
+
+def left_bytes(device: torch.device) -> int | None:
+    """How much more memory there is, in bytes; None where the system does not say."""
+    if device.type != "cpu":
+        try:
+            return int(torch.get_device_module(device).mem_get_info(device)[0])
+        except (RuntimeError, AttributeError):
+            return None
+    left = []
+    with suppress(OSError, ValueError):
+        left.append(_field(_MEMINFO.read_text(), "MemAvailable"))
+    for limit, used in _GROUPS.items():
+        with suppress(OSError, ValueError):  # "max" is no number: no limit
+            left.append(int(limit.read_text()) - int(used.read_text()))
+    known = [n for n in left if n is not None]
+    return min(known) if known else None
+
+
+@contextmanager
+def within(device: torch.device, limit: int | None = None) -> Iterator[None]:
+    """Inside, asking for more memory than `limit` bytes in all, or than there is, is an error that `out_of_memory` knows.
+
+    On a CPU this holds on Linux; on an accelerator where its allocator takes a limit (CUDA). Elsewhere nothing changes.
+    """
+    if device.type != "cpu":
+        with _allocator_within(device, limit):
+            yield
+        return
+    left, data, resident = left_bytes(device), _status("VmData"), _status("VmRSS")
+    if limit is not None and resident is not None:
+        left = limit - resident if left is None else min(left, limit - resident)
+    if left is None or data is None:
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = data + max(0, int(left * (1 - SPARE)))
+    hard = before[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@contextmanager
+def _allocator_within(device: torch.device, limit: int | None) -> Iterator[None]:
+    module = torch.get_device_module(device)
+    if limit is None or not hasattr(module, "set_per_process_memory_fraction"):
+        yield
+        return
+    total = module.mem_get_info(device)[1]
+    module.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    try:
+        yield
+    finally:
+        module.set_per_process_memory_fraction(1.0, device)
+
+
+def _status(field: str) -> int | None:
+    with suppress(OSError):
+        return _field(_STATUS.read_text(), field)
+    return None
+
+
+def _field(text: str, name: str) -> int | None:
+    """A field of one of Linux's tables, in bytes."""
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{name}:")), None)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
-from ..adapter import attached, folded, know, living, parts, rewind, snapshot, trainable
+from ..adapter import attached, folded, know, living, rewind, trainable
 from ..attention import rows_apart
 from ..base import Base
 from ..errors import InputError
 from ..method import Part, Retrained
 from ..tokens import Example
+from .activations import activations
 from .batches import Batch, check_packing, collate, keeps_apart, pack, schedule
 from .lean import lean
-from .loss import labelled_loss
-from .memory import peak_bytes, reset_peak
+from .memory import peak_bytes, reset_peak, within
+from .update import Collate, DivergedError, Learner, OutOfMemoryError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class Settings:
     batch_size: int = 8
     accumulate: int = 1
     """Batches whose gradients make one update: the same result as one batch of all their rows, in less memory."""
+    checkpoint_activations: str = "none"
+    """What layers keep for the backward pass: `none`, `layer` or `offload`; see `engine.activations`."""
+    optimizer: str = "adamw"
+    """See `engine.optimizers`."""
     packing: bool | None = None
     """Put a batch's texts into one row instead of padding them; None: wherever the model can keep them apart."""
     lean: bool = True
@@ -52,10 +57,12 @@ class Report:
     examples: int = 0
     tokens: int = 0
     peak_bytes: int = 0
+    micro_batch: int = 0
+    """Rows read at a time: `batch_size`, or fewer where memory ran out; the result is the same."""
     cut: int = 0
     """Rows that were longer than the context and were cut."""
     stopped: str | None = None
-    """None, `interrupted` (Ctrl-C) or `diverged` (a loss or gradient that is not finite)."""
+    """None, `interrupted` (Ctrl-C), `diverged` (a loss or gradient that is not finite) or `out of memory` (for one row)."""
 
     def add(self, loss: float, batches: Sequence[Batch], seconds: float, peak: int) -> None:
         """Account for one finished step."""
@@ -117,66 +124,67 @@ def fit(
             f"the {base.random[0]} of {base.name} is random and must be trained too: name it in modules_to_save"
         )
     know(base.model, attached(base.model)[name].scheduled(settings.steps), name)
-    method, own = attached(base.model)[name], parts(base.model, name)
-    parameters = trainable(base.model, name)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     report = Report()
     reset_peak(base.device)
-    good = snapshot(base.model, name)
     others = [p for other in living(base.model) if other != name for p in trainable(base.model, other)]
     for p in others:  # they run along, frozen
         p.requires_grad_(False)
+    learner: Learner | None = None
     try:
-        with prepared(base, settings.packing, settings.lean) as tensors:
-            stream = schedule(
-                examples,
-                settings.batch_size,
-                settings.steps * settings.accumulate,
-                settings.seed,
-                by_length=tensors is collate,
-            )
-            for step in range(settings.steps):
-                start = time.perf_counter()
-                for group in optimizer.param_groups:
-                    group["lr"] = rate_at(step, settings)
-                batches = [tensors(base, rows) for rows in itertools.islice(stream, settings.accumulate)]
-                loss = gradients(base, batches, parameters)
-                if (penalty := method.penalty(own)) is not None:
-                    penalty.backward()
-                if step == 0:
-                    _check_reached(own)
-                norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
-                if not math.isfinite(loss):
-                    raise _DivergedError  # the last update made it so
-                good = snapshot(base.model, name)  # these tensors gave a finite loss
-                if not math.isfinite(norm):
-                    raise _DivergedError  # and this update would spoil them
-                optimizer.step()
-                method.after_step(own, step + 1)
-                report.add(loss, batches, time.perf_counter() - start, peak_bytes(base.device))
-                if on_step:
-                    on_step(report)
-        if not all(bool(p.isfinite().all()) for p in parameters):
-            raise _DivergedError
-    except (KeyboardInterrupt, _DivergedError) as stop:
-        report.stopped = "interrupted" if isinstance(stop, KeyboardInterrupt) else "diverged"
-        rewind(base.model, good, name)  # an interrupted update may have been cut in the middle
+        with prepared(base, settings) as tensors, within(base.device):
+            learner = Learner(base, settings, tensors, name)
+            _steps(learner, examples, report, on_step)
+    except (KeyboardInterrupt, DivergedError, OutOfMemoryError) as stop:
+        report.stopped = _REASONS[type(stop)]
+        if learner is not None:  # an interrupted update may have been cut in the middle
+            rewind(base.model, learner.before.tensors, name)
     finally:
         for p in others:
             p.requires_grad_(True)
-        optimizer.zero_grad(set_to_none=True)
+        for p in trainable(base.model, name):
+            p.grad = None
     return report
 
 
+_REASONS = {KeyboardInterrupt: "interrupted", DivergedError: "diverged", OutOfMemoryError: "out of memory"}
+
+
+def _steps(
+    learner: Learner, examples: Sequence[Example], report: Report, on_step: Callable[[Report], None] | None
+) -> None:
+    """All updates of a run. The batch that needs most memory comes first, for a rehearsal: no late row can end the run."""
+    settings, base = learner.settings, learner.base
+
+    def batches() -> Iterator[list[Example]]:
+        by_length = learner.tensors is collate
+        n = settings.steps * settings.accumulate
+        return schedule(examples, settings.batch_size, n, settings.seed, by_length=by_length)
+
+    if settings.steps > 1:
+        learner.rehearse([max(batches(), key=lambda rows: sum(len(e.ids) + len(e.targets) for e in rows))])
+    stream = batches()
+    for step in range(settings.steps):
+        start = time.perf_counter()
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate_at(step, settings)
+        rows = list(itertools.islice(stream, settings.accumulate))
+        loss, read = learner.update(rows, check=None if step else partial(_check_reached, learner.own))
+        learner.method.after_step(learner.own, step + 1)
+        report.micro_batch = learner.micro
+        report.add(loss, read, time.perf_counter() - start, peak_bytes(base.device))
+        if on_step:
+            on_step(report)
+    if not all(bool(p.isfinite().all()) for p in learner.parameters):
+        raise DivergedError
+
+
 @contextmanager
-def prepared(
-    base: Base, packing: bool | None = None, own_layers: bool = True
-) -> Iterator[Callable[[Base, list[Example]], Batch]]:
+def prepared(base: Base, settings: Settings = Settings()) -> Iterator[Collate]:
     """Inside, the model trains; what it is given are batches made by the function that this yields: `pack` or `collate`.
 
-    `packing` of None packs where the model keeps packed texts apart; True raises `InputError` where it does not.
-    `own_layers` of False leaves norms and gates as `transformers` has them.
+    Raises `InputError` where the model cannot be trained so: packed, or with its layers computed again.
     """
+    packing = settings.packing
     if packing:
         check_packing(base)
     elif packing is None:
@@ -184,16 +192,13 @@ def prepared(
     base.model.train()
     try:
         with (
-            lean(base.model) if own_layers else nullcontext(),
+            lean(base.model) if settings.lean else nullcontext(),
             rows_apart(base.model) if packing else nullcontext(),
+            activations(base.model, settings.checkpoint_activations),
         ):
             yield pack if packing else collate
     finally:
         base.model.eval()
-
-
-class _DivergedError(Exception):
-    """The loss, a gradient or a weight is no longer finite."""
 
 
 def _check_reached(own: Mapping[str, Part]) -> None:
@@ -204,20 +209,3 @@ def _check_reached(own: Mapping[str, Part]) -> None:
                 f"{path} is to be trained as a whole, but the model never calls it, or another live adapter's copy runs "
                 f"instead: train one at a time, with live(model, name)"
             )
-
-
-def gradients(base: Base, batches: Sequence[Batch], parameters: Sequence[torch.nn.Parameter]) -> float:
-    """Fresh gradients of the mean loss over all labelled tokens of all batches; returns that loss.
-
-    Each batch is weighted by its own labelled tokens, so that many small batches give what one large one would (dividing
-    every batch by its own count, and then by the number of batches, would not).
-    """
-    for p in parameters:
-        p.grad = None
-    labelled = sum(b.targets.numel() for b in batches)
-    total = torch.zeros((), device=base.device)
-    for batch in batches:
-        loss = labelled_loss(base.model, batch, labelled)
-        loss.backward()
-        total += loss.detach()
-    return total.item()  # waits for an accelerator, so that the clock is honest
