@@ -337,7 +337,7 @@ def small_batches_add_up(side: Side, family: str, method: str, folder: Path) -> 
     for cuts in ((0, 6), (0, 3, 6), (0, 2, 4, 5), (0, 5)):
         batches = [collate(base, rows[a:b]) for a, b in itertools.pairwise(cuts)]
         loss = gradients(base, batches, learned)
-        results.append((torch.tensor(loss, dtype=torch.float64), [p.grad for p in learned]))
+        results.append((loss.double(), [p.grad for p in learned]))
     whole, halves, partial, five = results
     pairs = ((halves, whole), (partial, five))
     return max(max(off(x[0], y[0]), gradients_off(x[1], y[1])) for x, y in pairs)
