@@ -179,7 +179,7 @@ class _ShortRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         keys, kv_heads, _ = ctx.shapes[1]
-        seats, flat = ctx.seats, grad.reshape(-1, grad.shape[2])
+        seats, saved, flat = ctx.seats, ctx.saved_tensors, grad.reshape(-1, grad.shape[2])
         found: list[list[Tensor]] = [[], [], []]
         extra = keys - grad.shape[0]
         most = max(g.before for g in seats.groups)
@@ -188,7 +188,7 @@ class _ShortRows(torch.autograd.Function):
             for shape in ctx.shapes[1:]
         ]
         for i, g in enumerate(seats.groups):
-            gq, gk, gv, weights = ctx.saved_tensors[4 * i : 4 * i + 4]
+            gq, gk, gv, weights = saved[4 * i : 4 * i + 4]
             weights = _weights(gq, gk, g, ctx.window, ctx.scaling) if weights is None else weights
             go = flat.index_select(0, g.q_at).index_fill_(0, g.padding, 0).view(gq.shape[0], gq.shape[1], -1)
             dv = torch.bmm(weights.transpose(1, 2), go)

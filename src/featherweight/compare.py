@@ -23,12 +23,22 @@ from .scoring import Score, evaluate, majority
 from .task import Task
 from .tokens import Example, Writer
 
+ADVICE = (
+    "memory ran out with one row at a time; try --checkpoint-activations layer, --quantize nf4 or a shorter --max-length, "
+    "and see `featherweight plan` for what fits"
+)
+
 
 def fit_with_bar(base: Base, examples: Sequence[Example], settings: Settings, title: str) -> Report:
     """Train the live adapter with a progress bar: loss, speed, memory, time left."""
+    micro = settings.batch_size
     with bar(f"{title}: train", settings.steps) as progress:
 
         def on_step(r: Report) -> None:
+            nonlocal micro
+            if r.micro_batch < micro:
+                micro = r.micro_batch
+                note(f"{title}: memory ran out; from here on {micro} rows are read at a time, with the same result")
             recent = r.losses[-10:]
             progress.update(
                 r.steps,
@@ -77,6 +87,9 @@ def compare(
             save(base.model, folder / method_name(method))
             if result.stopped == "interrupted":
                 raise KeyboardInterrupt
+            if result.stopped == "out of memory":
+                notes.append(f"{method.title} was left out: {ADVICE}")
+                continue
             lines.append(_row(base, task, writer, result, chosen, metric))
         except KeyboardInterrupt:
             notes.append(f"interrupted during {method.title}; the rows above are complete")

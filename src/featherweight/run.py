@@ -21,7 +21,7 @@ from .adapter import attach, attached, count, detach
 from .api import begin, generate
 from .base import DTYPES, Base, load_base, load_config, pick_device, save_base, skeleton
 from .checkpoint import CONFIG, load, read_about, read_method, save
-from .compare import compare, evaluate_with_bar, fit_with_bar
+from .compare import ADVICE, compare, evaluate_with_bar, fit_with_bar
 from .config import (
     CompareConfig,
     Config,
@@ -98,6 +98,9 @@ def run_train(config: TrainConfig) -> int:
             f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; "
             f"the last good adapter is in {folder}; try a lower --lr"
         )
+        return 1
+    if result.stopped == "out of memory":
+        note(f"stopped after {result.steps} steps: {ADVICE}; the adapter so far is in {folder}")
         return 1
     if result.stopped == "interrupted":
         note(f"interrupted after {result.steps} of {settings.steps} steps; the adapter so far is in {folder}")

@@ -24,6 +24,7 @@ from .base import Base
 from .engine.batches import keeps_apart, pack_prompts, readable
 from .engine.lean import lean
 from .engine.loss import class_logits, logits_at
+from .engine.memory import free, out_of_memory, within
 from .errors import InputError
 from .task import Task
 from .tokens import Example, Writer
@@ -107,21 +108,23 @@ def evaluate(
     label_ids = writer.label_ids(task.labels) if metric == "labels" and not base.classifies else []
     base.model.eval()
     packing = bool(label_ids) and all(len(ids) == 1 for ids in label_ids) and keeps_apart(base)
-    with lean(base.model), rows_apart(base.model) if packing else nullcontext():
-        for start in range(0, len(order), batch_size):
+    with lean(base.model), within(base.device), rows_apart(base.model) if packing else nullcontext():
+        start = 0
+        while start < len(order):
             chosen = order[start : start + batch_size]
-            rows = [examples[i] for i in chosen]
             clock = time.perf_counter()
-            with torch.no_grad():
-                if metric == "exact_match":
-                    texts = generate_from(base, [r.prompt for r in rows], max_new_tokens)
-                else:
-                    scores = (
-                        first_token_scores(base, rows, label_ids) if packing else label_scores(base, rows, label_ids)
+            texts = _answers(base, [examples[i] for i in chosen], task, label_ids, metric, packing, max_new_tokens)
+            if texts is None:  # out of memory: the same rows again, fewer at a time
+                free(base.device)
+                if batch_size == 1:
+                    raise InputError(
+                        "out of memory while evaluating, one row at a time: shorten rows with --max-length, or use --quantize"
                     )
-                    texts = [task.labels[best] for best in scores.argmax(dim=1).tolist()]
+                batch_size = (min(batch_size, len(chosen)) + 1) // 2
+                continue
             seconds += time.perf_counter() - clock
             batches += 1
+            start += len(chosen)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text.strip()
                 right += answers[i] == task.test[i].answer.strip()
@@ -132,6 +135,22 @@ def evaluate(
     return Score(
         right, len(examples), predictions, [r.answer.strip() for r in task.test], places, seconds, batches, metric, cut
     )
+
+
+@torch.no_grad()
+def _answers(
+    base: Base, rows: list[Example], task: Task, label_ids: list[list[int]], metric: str, packing: bool, longest: int
+) -> list[str] | None:
+    """What the model answers to these rows; None where memory does not suffice for so many."""
+    try:
+        if metric == "exact_match":
+            return generate_from(base, [r.prompt for r in rows], longest)
+        scores = first_token_scores(base, rows, label_ids) if packing else label_scores(base, rows, label_ids)
+        return [task.labels[best] for best in scores.argmax(dim=1).tolist()]
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        return None
 
 
 def first_token_scores(

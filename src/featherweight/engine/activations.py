@@ -34,15 +34,23 @@ def activations(model: Any, kept: str) -> Iterator[None]:
         return
     if not model.supports_gradient_checkpointing:
         raise InputError(f"--checkpoint-activations: the layers of {type(model).__name__} cannot be computed again")
-    before = model.is_gradient_checkpointing
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    before = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    _switch(model, "enable", {"use_reentrant": False})
     away = _on_host() if kept == "offload" and model.device.type != "cpu" else nullcontext()
     try:
         with away:
             yield
     finally:
         if not before:
-            model.gradient_checkpointing_disable()
+            _switch(model, "disable")
+
+
+def _switch(model: Any, to: str, *given: Any) -> None:
+    """transformers renames it: gradient checkpointing, then activation checkpointing."""
+    named = (
+        "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    )
+    getattr(model, f"{named}_{to}")(*given)
 
 
 def _on_host() -> Any:

@@ -21,6 +21,7 @@ from ..attention import Layout, rows_apart
 from ..base import Base
 from ..errors import InputError
 from ..tokens import IGNORE, Example
+from .memory import out_of_memory
 
 ROUND = 8
 ROUND_ANSWERS = 4  # an encoder–decoder's: they are short, and each place in them is a pass through the decoder
@@ -197,6 +198,8 @@ def check_packing(base: Base) -> None:
         with rows_apart(model):
             both = [model(input_ids=i, **told, use_cache=False).logits[0, 6:].float() for i in (ids, other)]
     except (TypeError, ValueError, RuntimeError, KeyError) as e:
+        if out_of_memory(e):
+            raise
         raise InputError(reason) from e
     finally:
         model.train(training)

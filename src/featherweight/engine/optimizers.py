@@ -5,7 +5,7 @@
 | `adamw` | 8 bytes: mean and mean square, float32 (Loshchilov & Hutter 2019, arXiv:1711.05101) | |
 | `adamw8bit` | 2 bytes: the same, in blocks of 8-bit numbers (Dettmers et al. 2022, arXiv:2110.02861) | bitsandbytes |
 | `paged_adamw8bit` | the same, moved to the host when the device is full (a CUDA device) | bitsandbytes |
-| `adafactor` | rows' and columns' mean squares only (Shazeer & Stern 2018, arXiv:1804.04235) | |
+| `adafactor` | rows' and columns' mean squares only; wants a rate 10 to 100 times higher (Shazeer & Stern 2018, arXiv:1804.04235) | |
 | `lion` | 4 bytes: a mean, of which the sign counts; wants a rate 3 to 10 times lower (Chen et al. 2023, arXiv:2302.06675) | bitsandbytes |
 | `sgd` | nothing; wants a rate many times higher | |
 
@@ -47,6 +47,9 @@ def build_optimizer(
     if name in _BITSANDBYTES:
         import bitsandbytes
 
+        parameters = list(parameters)
+        if all(p.device.type == "cpu" for p in parameters):
+            name = name.removeprefix("paged_")  # the host's memory is all there is
         made: torch.optim.Optimizer = getattr(bitsandbytes.optim, _BITSANDBYTES[name])(parameters, **given)
         return made
     cls: Any = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor, "sgd": torch.optim.SGD}[name]
