@@ -787,13 +787,6 @@ def test_an_option_of_a_method_that_does_not_run_is_checked_too(fw_cli: Cli, rev
     assert "lora has no option 'rr'" in complaint(result)
 
 
-def test_training_in_float16_is_refused_before_the_model_loads(
-    fw_cli: Cli, reviews: Path, llama: Path, no_model: None
-) -> None:
-    message = complaint(fw_cli("train", "--model", llama, "--data", reviews, "--dtype", "float16"))
-    assert "train in bfloat16 or float32" in message
-
-
 def test_methods_gives_typical_sizes_without_a_model(fw_cli: Cli) -> None:
     listed = fw_cli("methods").out
     for trained in ("460,800", "11,520", "176,192", "230,400", "57,600"):

@@ -245,10 +245,6 @@ def prepare(
     returned says why.
     """
     pick_device(config.device)
-    if config.dtype == "float16":
-        raise InputError(
-            "--dtype float16 is for evaluating and generating: its gradients underflow; train in bfloat16 or float32"
-        )
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
     check_optimizer(config.optimizer)

@@ -9,8 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-
 from ..adapter import attached, folded, know, living, rewind, trainable
 from ..attention import rows_apart
 from ..base import Base
@@ -59,6 +57,8 @@ class Report:
     peak_bytes: int = 0
     micro_batch: int = 0
     """Rows read at a time: `batch_size`, or fewer where memory ran out; the result is the same."""
+    skipped: int = 0
+    """Updates left out because a float16 base's gradients were infinite at the loss scale of the time."""
     cut: int = 0
     """Rows that were longer than the context and were cut."""
     stopped: str | None = None
@@ -115,8 +115,6 @@ def fit(
         raise InputError(f"nothing to train: the adapter {name!r} is attached but not live")
     if name in folded(base.model):
         raise InputError(f"nothing to train: the adapter {name!r} is merged into the weights; unmerge it first")
-    if base.model.dtype == torch.float16:
-        raise InputError("a float16 base cannot be trained here: its gradients underflow; use bfloat16 or float32")
     if not examples:
         raise InputError("nothing to train on: no rows")
     if base.random:
@@ -169,8 +167,9 @@ def _steps(
             group["lr"] = rate_at(step, settings)
         rows = list(itertools.islice(stream, settings.accumulate))
         loss, read = learner.update(rows, check=None if step else partial(_check_reached, learner.own))
-        learner.method.after_step(learner.own, step + 1)
-        report.micro_batch = learner.micro
+        if learner.skipped == report.skipped:
+            learner.method.after_step(learner.own, step + 1)
+        report.micro_batch, report.skipped = learner.micro, learner.skipped
         report.add(loss, read, time.perf_counter() - start, peak_bytes(base.device))
         if on_step:
             on_step(report)

@@ -3,6 +3,10 @@
 An update that runs out of memory is undone — parameters, optimiser, random numbers — and made again of smaller pieces. Each
 piece is weighted by its own labelled tokens, so that many small batches give what one large one would: the run goes on as
 if nothing had happened.
+
+On a float16 base, small gradients would be rounded to zero. There the loss is multiplied by a large scale before the backward
+pass and gradients are divided by it after, in float32 (Micikevicius et al. 2018, "Mixed Precision Training",
+arXiv:1710.03740, section 3.2). Where the scale was too large, they are infinite: the update is skipped and the scale halved.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..adapter import attached, parts, trainable
@@ -23,6 +28,7 @@ from .loss import labelled_loss
 from .memory import free, out_of_memory
 from .optimizers import build_optimizer
 
+SCALE, GROW_AFTER = 2.0**16, 200  # where the loss scale starts, and after how many good updates it is doubled
 Collate = Callable[[Base, list[Example]], Batch]
 
 
@@ -42,6 +48,7 @@ class Before:
     states: dict[Any, dict[str, Any]] | None
     """The optimiser's; None leaves them as they are."""
     random: list[Tensor]
+    scaling: tuple[float, int, int]
 
 
 class Learner:
@@ -53,13 +60,16 @@ class Learner:
         self.parameters = trainable(base.model, name)
         self.optimizer = build_optimizer(settings.optimizer, self.parameters, settings.lr, settings.weight_decay)
         self.micro: int = settings.batch_size
+        self.scaling = base.model.dtype == torch.float16
+        self.scale = SCALE if self.scaling else 1.0
+        self.skipped = self._good = 0
         self.before = self.state()
 
     def gradients(self, rows: Sequence[list[Example]]) -> tuple[Tensor, Tensor, list[Batch]]:
         """Clipped gradients of the mean loss over some batches of rows; returns that loss, and the norm before clipping."""
         pieces = [batch[i : i + self.micro] for batch in rows for i in range(0, len(batch), self.micro)]
         batches = [self.tensors(self.base, piece) for piece in pieces]
-        loss = gradients(self.base, batches, self.parameters)
+        loss = gradients(self.base, batches, self.parameters, self.scale)
         if (penalty := self.method.penalty(self.own)) is not None:
             penalty.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
@@ -83,6 +93,8 @@ class Learner:
                 if not math.isfinite(total):
                     raise DivergedError  # the last update made it so
                 self.before = before  # these tensors gave a finite loss
+                if self._too_large(norm):
+                    return total, batches
                 if not math.isfinite(norm):
                     raise DivergedError  # and this update would spoil them
                 self.optimizer.step()
@@ -96,6 +108,18 @@ class Learner:
             if self.micro == 1:
                 raise OutOfMemoryError
             self.micro = (min(self.micro, max(map(len, rows))) + 1) // 2
+
+    def _too_large(self, norm: Tensor) -> bool:
+        """Whether the loss scale made the gradients infinite; it is halved then, and raised again after many that were not."""
+        if not self.scaling or self.scale < 1:  # a smaller scale would not help: the model itself is beyond float16
+            return False
+        if math.isfinite(norm):
+            self._good += 1
+            if self._good % GROW_AFTER == 0:
+                self.scale *= 2
+            return False
+        self.scale, self._good, self.skipped = self.scale / 2, 0, self.skipped + 1
+        return True
 
     def rehearse(self, rows: Sequence[list[Example]]) -> None:
         """An update that is undone: does it fit? `micro` is what fits afterwards."""
@@ -112,7 +136,8 @@ class Learner:
         """A copy of all that an update changes. Paged states are not copied once they exist: a copy would not be paged."""
         paged = self.settings.optimizer.startswith("paged") and bool(self.optimizer.state)
         states = None if paged else {p: _copied(state) for p, state in self.optimizer.state.items()}
-        return Before([p.detach().clone() for p in self.parameters], states, random_states(self.base.device))
+        tensors = [p.detach().clone() for p in self.parameters]
+        return Before(tensors, states, random_states(self.base.device), (self.scale, self._good, self.skipped))
 
     @torch.no_grad()
     def restore(self, before: Before) -> None:
@@ -123,6 +148,7 @@ class Learner:
         if before.states is not None:
             self.optimizer.state.clear()
             self.optimizer.state.update({p: _copied(state) for p, state in before.states.items()})
+        self.scale, self._good, self.skipped = before.scaling
         set_random_states(self.base.device, before.random)
 
 
@@ -143,8 +169,12 @@ def set_random_states(device: torch.device, states: list[Tensor]) -> None:
         torch.get_device_module(device).set_rng_state(states[1], device)
 
 
-def gradients(base: Base, batches: Sequence[Batch], parameters: Sequence[nn.Parameter]) -> Tensor:
+def gradients(
+    base: Base, batches: Sequence[Batch], parameters: Sequence[nn.Parameter], scale: float = 1.0
+) -> Float[Tensor, ""]:
     """Fresh gradients of the mean loss over all labelled tokens of all batches; returns that loss.
+
+    On the way back through the model they are multiplied by `scale`.
 
     Each batch is weighted by its own labelled tokens, so that many small batches give what one large one would (dividing
     every batch by its own count, and then by the number of batches, would not).
@@ -155,6 +185,10 @@ def gradients(base: Base, batches: Sequence[Batch], parameters: Sequence[nn.Para
     total = torch.zeros((), device=base.device)
     for batch in batches:
         loss = labelled_loss(base.model, batch, labelled)
-        loss.backward()
+        (loss * scale if scale != 1 else loss).backward()
         total += loss.detach()
+    if scale != 1:
+        for p in parameters:
+            if p.grad is not None:
+                p.grad /= scale
     return total
