@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model, set_peft_model_state_dict
+from peft import get_peft_model, prepare_model_for_kbit_training, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 import featherweight as fw
@@ -125,11 +125,19 @@ class Loop:
 
 
 class HFTrainer:
-    """HF PEFT and `Trainer`. It drives: what else is measured runs between its steps."""
+    """HF PEFT and `Trainer`. It drives: what else is measured runs between its steps.
 
-    def __init__(self, base: fw.Base, method: str, start: Path | None = None) -> None:
-        self.base = base
+    `more` switches on what its users would for small machines: `gradient_checkpointing`, and `batch_size` rows at a time,
+    `accumulate` times.
+    """
+
+    def __init__(
+        self, base: fw.Base, method: str, start: Path | None = None, more: dict[str, Any] | None = None
+    ) -> None:
+        self.base, self.more = base, more or {}
         base.model.set_attn_implementation("sdpa")  # what transformers chooses
+        if getattr(base.model, "is_quantized", False):
+            base.model = prepare_model_for_kbit_training(base.model)
         self.model = peft_model(base, method, start)
 
     def run(self, batches: Sequence[Sequence[Example]], between: Between) -> tuple[list[float], list[float]]:
@@ -161,9 +169,13 @@ class HFTrainer:
 
         transformers.logging.set_verbosity_error()
         rows = list(itertools.chain(*batches))
+        size = self.more.get("batch_size", len(batches[0]))
+        again = bool(self.more.get("gradient_checkpointing"))
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, per_device_train_batch_size=len(batches[0]), max_steps=len(batches), bf16=True,
+                folder, per_device_train_batch_size=size, max_steps=len(batches), bf16=True,
+                gradient_accumulation_steps=self.more.get("accumulate", 1), gradient_checkpointing=again,
+                gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
                 learning_rate=RATE, lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1, save_strategy="no",
                 report_to=[], disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -213,6 +214,59 @@ print("afterwards there is room")
 def test_a_limit_on_the_process_turns_a_lack_of_memory_into_an_error(limit: int, refused: bool) -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED, str(limit)], capture_output=True, text=True, check=True)
     assert done.stdout == ("refused True\n" if refused else "") + "afterwards there is room\n"
+
+
+FOR_REAL = """
+import json, random, sys, torch
+sys.path.insert(0, sys.argv[1])
+from transformers import LlamaConfig, LlamaForCausalLM
+import featherweight as fw
+from featherweight.engine.memory import peak_bytes, reset_peak
+from featherweight.engine.train import Settings, fit
+from featherweight.rows import Row
+from featherweight.tokens import Example
+from subjects import a_base
+
+torch.set_num_threads(1)
+config = LlamaConfig(
+    vocab_size=512, hidden_size=128, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4,
+)
+rng = random.Random(0)
+rows = []
+for _ in range(32):
+    ids = [rng.randrange(512) for _ in range(257)]
+    rows.append(Example(ids, [-100, *ids[1:]], ids[:1], Row((), "", "row")))
+
+torch.manual_seed(0)
+base = a_base(LlamaForCausalLM(config))
+fw.attach(base.model, fw.LoRA(r=2))
+fit(base, rows[:1], Settings(steps=1))  # libraries are loaded, threads begun
+fw.detach(base.model)
+torch.manual_seed(0)
+fw.attach(base.model, fw.LoRA(r=2))
+reset_peak(base.device)
+before = peak_bytes(base.device)
+memory = before + int(sys.argv[2]) if len(sys.argv) > 2 else None
+report = fit(base, rows, Settings(steps=2, batch_size=32, lr=1e-3, memory=memory))
+print(json.dumps([report.stopped, report.micro_batch, peak_bytes(base.device) - before, report.losses]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such limit")
+def test_a_run_under_a_real_limit_reads_fewer_rows_at_a_time_and_learns_the_same() -> None:
+    def run(*limit: int) -> Any:
+        command = [sys.executable, "-c", FOR_REAL, str(Path(__file__).parent), *map(str, limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout)
+
+    stopped, micro, needed, losses = run()
+    assert (stopped, micro) == (None, 32)
+    stopped, micro, used, found = run(needed // 3)
+    assert stopped is None
+    assert micro < 32
+    assert used < 0.4 * needed
+    assert found == pytest.approx(losses, rel=1e-5)
 
 
 def test_a_containers_limit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

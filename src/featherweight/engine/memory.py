@@ -115,13 +115,26 @@ def within(device: torch.device, limit: int | None = None) -> Iterator[None]:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = data + max(0, int(left * (1 - SPARE)))
+    wanted = data + max(0, int(left * (1 - SPARE)) - _unused_heap())
     hard = before[1]
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _unused_heap() -> int:
+    """Bytes that the C library keeps for later: the process has asked for them, yet they can be taken without asking again."""
+
+    class MallInfo(ctypes.Structure):
+        _fields_ = tuple((str(i), ctypes.c_size_t) for i in range(10))  # see mallinfo2(3): the ninth is free space
+
+    with suppress(OSError, AttributeError):
+        ask = ctypes.CDLL(None).mallinfo2
+        ask.restype = MallInfo
+        return int(getattr(ask(), "8"))
+    return 0
 
 
 @contextmanager

@@ -34,6 +34,8 @@ class Settings:
     """What layers keep for the backward pass: `none`, `layer` or `offload`; see `engine.activations`."""
     optimizer: str = "adamw"
     """See `engine.optimizers`."""
+    memory: int | None = None
+    """Bytes that the run may take in all (on an accelerator: of the device); None: what there is."""
     packing: bool | None = None
     """Put a batch's texts into one row instead of padding them; None: wherever the model can keep them apart."""
     lean: bool = True
@@ -129,7 +131,7 @@ def fit(
         p.requires_grad_(False)
     learner: Learner | None = None
     try:
-        with prepared(base, settings) as tensors, within(base.device):
+        with prepared(base, settings) as tensors, within(base.device, settings.memory):
             learner = Learner(base, settings, tensors, name)
             _steps(learner, examples, report, on_step)
     except (KeyboardInterrupt, DivergedError, OutOfMemoryError) as stop:

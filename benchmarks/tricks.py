@@ -1,0 +1,178 @@
+"""What does each trick for small machines save, and what does it cost in time?
+
+Every row runs in a process of its own, through the same `fit` as the command line, several rounds in turn: A B C, A B C. A
+row's time is compared with `none` of its own round, because the machine's speed drifts. Memory is the peak of the training
+steps as the operating system counts it (on an accelerator: its allocator), weights included. PEFT + Trainer runs with
+what its users would switch on for the same end.
+
+    python benchmarks/tricks.py --model smollm2-135m-instruct --out benchmarks/results/tricks.jsonl
+    python benchmarks/tricks.py --model 1b --out benchmarks/results/tricks.jsonl
+    python benchmarks/tricks.py --table benchmarks/results/tricks.jsonl > benchmarks/results/tricks.md
+
+`1b` is Llama-3.2-1B's shape with random weights, written to a temporary folder. The rows are those of `speed_work.answers`:
+eight answers of 100–400 tokens, the longest of 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import featherweight as fw
+from featherweight import provenance
+from featherweight.demo import MODEL
+from featherweight.engine.memory import peak_bytes, reset_peak
+from featherweight.engine.train import Settings, fit
+from speed_sides import HFTrainer
+from speed_work import rows_of
+
+ONE_ROW = {"batch_size": 1, "accumulate": 8}
+TRICKS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "one row at a time, accumulated": ONE_ROW,
+    "layers computed again": {"checkpoint_activations": "layer"},
+    "layers computed again, one row at a time": {"checkpoint_activations": "layer", **ONE_ROW},
+    "base in int8": {"quantize": "int8"},
+    "base in nf4": {"quantize": "nf4"},
+    "base in nf4, layers computed again, one row at a time": {
+        "quantize": "nf4", "checkpoint_activations": "layer", **ONE_ROW,
+    },
+    "base streamed from disk": {"stream_base": "disk"},
+    "base streamed from disk, layers computed again, one row at a time": {
+        "stream_base": "disk", "checkpoint_activations": "layer", **ONE_ROW,
+    },
+    "PEFT + Trainer": {"trainer": {}},
+    "PEFT + Trainer, gradient checkpointing, one row at a time": {"trainer": {"gradient_checkpointing": True, **ONE_ROW}},
+    "PEFT + Trainer, nf4, gradient checkpointing, one row at a time": {
+        "quantize": "nf4", "trainer": {"gradient_checkpointing": True, **ONE_ROW},
+    },
+}  # fmt: skip
+STEPS = 3
+
+
+def one_billion(folder: Path) -> Path:
+    """A random Llama of 1.24 billion parameters in bfloat16, with the default model's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True, max_position_embeddings=8192,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model: Any = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.save_pretrained(folder)
+    fw.load_base().tokenizer.save_pretrained(folder)
+    return folder
+
+
+def row(model: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each step and the peak; in a process of its own."""
+    chosen = dict(chosen)
+    load = {k: chosen.pop(k) for k in ("quantize", "stream_base") if k in chosen}
+    trainer = chosen.pop("trainer", None)
+    base = fw.load_base(model, dtype="bfloat16", **load)
+    rows = sorted(rows_of("answers", base, 64), key=lambda e: len(e.ids))[-8:]
+    if trainer is not None:
+        side = HFTrainer(base, "lora", more=trainer)
+        reset_peak(base.device)
+        seconds, losses = side.run([rows] * STEPS, lambda _: None)
+        return {"seconds": seconds, "losses": losses, "peak": peak_bytes(base.device)}
+    torch.manual_seed(0)
+    fw.attach(base.model, fw.LoRA(r=8))
+    reached: list[float] = []
+    settings = Settings(**{"steps": STEPS, "batch_size": 8, **chosen})
+    report = fit(base, rows, settings, on_step=lambda r: reached.append(r.seconds))
+    seconds = [b - a for a, b in zip([0.0, *reached], reached, strict=False)]
+    return {"seconds": seconds, "losses": report.losses, "peak": report.peak_bytes, "stopped": report.stopped}
+
+
+def measure(name: str, model: str, rounds: int, only: str) -> dict[str, Any]:
+    """All rows, in turn."""
+    found: dict[str, list[Any]] = {trick: [] for trick in TRICKS if only in trick or trick == "none"}
+    for number in range(rounds):
+        for trick in found:
+            done = subprocess.run(
+                [sys.executable, __file__, "--child", model, json.dumps(TRICKS[trick])],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            found[trick].append(
+                json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": last[0]}
+            )
+            shown = {k: v for k, v in found[trick][-1].items() if k != "losses"}
+            print(f"{name}, round {number + 1}, {trick}: {shown}", flush=True)
+    return {"name": name, "rows": found, **provenance.record()}
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: peak memory and time of each row, against `none`."""
+    lines = []
+    for record in records:
+        lines += [
+            f"\n## {record['name']}\n",
+            "| trick | peak memory, MiB | of none's | time a step, of none's | loss, last step |",
+        ]
+        lines.append("|---|---|---|---|---|")
+        plain = record["rows"]["none"]
+        for trick, rounds in record["rows"].items():
+            if any("error" in r for r in rounds):
+                lines.append(f"| {trick} | {next(r['error'] for r in rounds if 'error' in r)} | | | |")
+                continue
+            peak = statistics.median(r["peak"] for r in rounds)
+            ratios = [min(r["seconds"]) / min(n["seconds"]) for r, n in zip(rounds, plain, strict=True)]
+            share = peak / statistics.median(r["peak"] for r in plain)
+            spread = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+            lines.append(
+                f"| {trick} | {peak / 2**20:,.0f} | {share:.2f}× | {statistics.median(ratios):.2f}×{spread} "
+                f"| {rounds[0]['losses'][-1]:.4f} |"
+            )
+        lines.append(
+            f"\n`{record['command']}`, {record['date']}, {record['machine']}, "
+            + ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure a model, or print the table of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", default="", help="only rows whose name contains this, and `none`")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(row(args.child[0], json.loads(args.child[1]))))
+        return
+    if args.table:
+        print("# What the tricks for small machines save, and what they cost")
+        print(table([json.loads(line) for line in args.table.read_text().splitlines()]))
+        return
+    assert args.out, "give --out or --table"
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(one_billion(Path(folder))) if args.model == "1b" else args.model
+        name = "Llama-3.2-1B's shape, random weights" if args.model == "1b" else args.model
+        record = measure(name, model, args.rounds, args.only)
+    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    known = [r for r in known if r["name"] != name] + [record]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("".join(json.dumps(r) + "\n" for r in known))
+
+
+if __name__ == "__main__":
+    main()
