@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
 from .quant import dense_shape, is_quantised, keep_gradients
 from .sites import is_classifier
+from .stream import check_source, start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -221,16 +222,23 @@ def _restore_untied_head(model: Any, source: str) -> None:
 
 
 def load_base(
-    name: str = demo.MODEL, labels: Sequence[str] | None = None, *, dtype: str = "auto", device: str = "auto"
+    name: str = demo.MODEL,
+    labels: Sequence[str] | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    stream_base: Literal["none", "ram", "disk"] = "none",
 ) -> Base:
     """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode.
 
     `labels` are those of the task, which an encoder needs for its head; other models do not look at them.
+    `stream_base` brings the layers' weights in from there while the model runs (see stream.py): they stay frozen for good.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     place = pick_device(device)
+    check_source(stream_base, place)
     kind = pick_dtype(dtype, place)
     source, packed = _source(name)
     extra = dict(packed)
@@ -278,6 +286,9 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     if not encoder:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if stream_base != "none":
+        start(model.eval().requires_grad_(False), place, stream_base)
+        return Base(model, tokenizer, name, place, fresh)
     return Base(model.eval().to(place), tokenizer, name, place, fresh)
 
 

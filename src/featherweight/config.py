@@ -38,7 +38,16 @@ class Config(BaseModel):
     seed: int = Field(0, description="Seed of the split, the order of rows and the initialisation.")
 
 
-class DataConfig(Config):
+class RunConfig(Config):
+    """What the verbs share that let the base compute: all but merge."""
+
+    stream_base: Literal["none", "ram", "disk"] = Field(
+        "none",
+        description="Bring in a base that is larger than the memory layer by layer: ram for an accelerator, disk for any device.",
+    )
+
+
+class DataConfig(RunConfig):
     """Which rows, and how they are written."""
 
     data: str = Field(
@@ -140,7 +149,7 @@ class EvaluateConfig(DataConfig):
     out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
 
 
-class GenerateConfig(Config):
+class GenerateConfig(RunConfig):
     """`featherweight generate`."""
 
     model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]

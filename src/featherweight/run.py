@@ -44,6 +44,7 @@ from .method import Method
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .progress import mebibytes, note
+from .stream import check_source
 from .task import Task, load_task
 from .tokens import Writer, writer_for
 
@@ -61,7 +62,9 @@ def run_compare(config: CompareConfig) -> int:
     config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
     settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
-    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
+    base = load_base(
+        config.model, task.labels, dtype=config.dtype, device=config.device, stream_base=config.stream_base
+    )
     writer = writer_for(base, config.max_length, task.labels, methods)
     describe(base, task, writer, config.metric)
     lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
@@ -85,7 +88,9 @@ def run_train(config: TrainConfig) -> int:
     task, _, folder, _ = prepare(config, [method], config.method, [config.method])
     settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(load_config(config.model))))
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
-    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
+    base = load_base(
+        config.model, task.labels, dtype=config.dtype, device=config.device, stream_base=config.stream_base
+    )
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
     begin(base, method, task, writer, seed=config.seed)
@@ -131,7 +136,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
         task = task.in_order(head_order(load_config(name), task.labels))
-    base = load_base(name, task.labels, dtype=config.dtype, device=config.device)
+    base = load_base(name, task.labels, dtype=config.dtype, device=config.device, stream_base=config.stream_base)
     if config.adapter:
         load(base.model, config.adapter)
     writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
@@ -153,7 +158,12 @@ def run_generate(config: GenerateConfig) -> int:
     saved = _check_adapter(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
-    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
+    base = load_base(
+        config.model or saved.get("base") or MODEL,
+        dtype=config.dtype,
+        device=config.device,
+        stream_base=config.stream_base,
+    )
     if config.adapter:
         load(base.model, config.adapter)
     torch.manual_seed(config.seed)
@@ -244,7 +254,7 @@ def prepare(
     Of the methods, those that do not work on this model are left out if they are not among the `asked`, and the last thing
     returned says why.
     """
-    pick_device(config.device)
+    check_source(config.stream_base, pick_device(config.device))
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
     check_optimizer(config.optimizer)
