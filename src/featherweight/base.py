@@ -22,9 +22,10 @@ from torch import nn
 
 from . import demo
 from .adapter import attached, living
-from .encoder import fresh_modules, is_encoder, own_labels, with_labels
+from .encoder import fresh_modules, head_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
 from .quant import dense_shape, is_quantised, keep_gradients
+from .quantise import quantising, refuse_quantising, stored_kind
 from .sites import is_classifier
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -221,11 +222,17 @@ def _restore_untied_head(model: Any, source: str) -> None:
 
 
 def load_base(
-    name: str = demo.MODEL, labels: Sequence[str] | None = None, *, dtype: str = "auto", device: str = "auto"
+    name: str = demo.MODEL,
+    labels: Sequence[str] | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str = "none",
 ) -> Base:
     """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode.
 
-    `labels` are those of the task, which an encoder needs for its head; other models do not look at them.
+    `labels` are those of the task, which an encoder needs for its head; other models do not look at them. `quantize` is
+    `none`, `nf4` or `int8`, see `quantise.py`; what is stored quantised already is loaded as it is.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -233,10 +240,15 @@ def load_base(
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     source, packed = _source(name)
-    extra = dict(packed)
     config = load_config(name)
+    refuse_quantising(config, quantize)
+    if packed and quantize != "none":  # transformers quantises safetensors only
+        source, packed = str(demo.unpacked_folder(Path(source, packed["gguf_file"]), _unpack)), {}
+    extra = dict(packed)
     if encoder := is_encoder(config):
         extra |= {"config": with_labels(config, labels), "ignore_mismatched_sizes": True}
+    if stored_kind(config) is None:
+        extra |= quantising(quantize, kind, place, keep=head_modules(skeleton(config, labels)) if encoder else ())
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

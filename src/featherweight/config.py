@@ -38,7 +38,15 @@ class Config(BaseModel):
     seed: int = Field(0, description="Seed of the split, the order of rows and the initialisation.")
 
 
-class DataConfig(Config):
+class BaseConfig(Config):
+    """What all commands share that use a base as it is; merging writes one, in full."""
+
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none", description="Keep the base's linear layers in 4 or 8 bits, from loading on; needs bitsandbytes."
+    )
+
+
+class DataConfig(BaseConfig):
     """Which rows, and how they are written."""
 
     data: str = Field(
@@ -132,7 +140,7 @@ class EvaluateConfig(DataConfig):
     out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
 
 
-class GenerateConfig(Config):
+class GenerateConfig(BaseConfig):
     """`featherweight generate`."""
 
     model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]

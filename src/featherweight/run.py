@@ -43,6 +43,7 @@ from .method import Method
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .progress import mebibytes, note
+from .quantise import refuse_quantising
 from .task import Task, load_task
 from .tokens import Writer, writer_for
 
@@ -60,7 +61,7 @@ def run_compare(config: CompareConfig) -> int:
     config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
     settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
-    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
+    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device, quantize=config.quantize)
     writer = writer_for(base, config.max_length, task.labels, methods)
     describe(base, task, writer, config.metric)
     lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
@@ -84,7 +85,7 @@ def run_train(config: TrainConfig) -> int:
     task, _, folder, _ = prepare(config, [method], config.method, [config.method])
     settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(load_config(config.model))))
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
-    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device)
+    base = load_base(config.model, task.labels, dtype=config.dtype, device=config.device, quantize=config.quantize)
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
     begin(base, method, task, writer, seed=config.seed)
@@ -127,7 +128,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
         task = task.in_order(head_order(load_config(name), task.labels))
-    base = load_base(name, task.labels, dtype=config.dtype, device=config.device)
+    base = load_base(name, task.labels, dtype=config.dtype, device=config.device, quantize=config.quantize)
     if config.adapter:
         load(base.model, config.adapter)
     writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
@@ -149,7 +150,7 @@ def run_generate(config: GenerateConfig) -> int:
     saved = _check_adapter(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
-    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device)
+    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device, quantize=config.quantize)
     if config.adapter:
         load(base.model, config.adapter)
     torch.manual_seed(config.seed)
@@ -247,6 +248,7 @@ def prepare(
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
     task, shape = task_of(config), load_config(config.model)
+    refuse_quantising(shape, config.quantize)
     task = task.in_order(head_order(shape, task.labels))
     if config.metric == "exact_match" and is_encoder(shape):
         raise InputError(
