@@ -82,11 +82,11 @@ def save_t5(folder: Path, *, seed: int = 0) -> Path:
     return _save(T5ForConditionalGeneration, config, words, folder, seed)
 
 
-def save_bert(folder: Path, *, cls: Any = BertModel, context: int = 64, seed: int = 0, **config: Any) -> Path:
+def save_bert(folder: Path, *, cls: Any = BertModel, context: int = 64, seed: int = 0, width: int = 32, **config: Any) -> Path:
     """The stack alone unless another class is named, with a tokenizer that writes pairs as BERT's does."""
     words = tokenizer(bos=True, eos=True, pairs=True)
     shape = BertConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(words), hidden_size=width, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=context, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         pad_token_id=PAD, **config,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from torch import nn
 
 from . import demo
 from .adapter import attached, living
-from .encoder import fresh_modules, head_modules, is_encoder, own_labels, with_labels
+from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
 from .quant import dense_shape, is_quantised, keep_gradients
 from .quantise import quantising, refuse_quantising, stored_kind
@@ -247,8 +247,8 @@ def load_base(
     extra = dict(packed)
     if encoder := is_encoder(config):
         extra |= {"config": with_labels(config, labels), "ignore_mismatched_sizes": True}
-    if stored_kind(config) is None:
-        extra |= quantising(quantize, kind, place, keep=head_modules(skeleton(config, labels)) if encoder else ())
+    if quantize != "none" and stored_kind(config) is None:
+        extra |= quantising(quantize, kind, place, skeleton(config, labels))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

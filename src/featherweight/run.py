@@ -150,7 +150,9 @@ def run_generate(config: GenerateConfig) -> int:
     saved = _check_adapter(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
-    base = load_base(config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device, quantize=config.quantize)
+    base = load_base(
+        config.model or saved.get("base") or MODEL, dtype=config.dtype, device=config.device, quantize=config.quantize
+    )
     if config.adapter:
         load(base.model, config.adapter)
     torch.manual_seed(config.seed)
