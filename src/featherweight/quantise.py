@@ -74,7 +74,9 @@ def quantising(quantize: str, dtype: torch.dtype, device: torch.device, skeleton
 
     kept = _kept(skeleton, quantize)
     if len(kept) == sum(map(is_linear, skeleton.modules())):
-        raise InputError(f"--quantize {quantize}: this {type(skeleton).__name__} has no linear layer that could be quantised")
+        raise InputError(
+            f"--quantize {quantize}: this {type(skeleton).__name__} has no linear layer that could be quantised"
+        )
     ways: dict[str, dict[str, Any]] = {
         "nf4": {
             "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
