@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -82,11 +86,53 @@ def save_t5(folder: Path, *, seed: int = 0) -> Path:
     return _save(T5ForConditionalGeneration, config, words, folder, seed)
 
 
-def save_bert(folder: Path, *, cls: Any = BertModel, context: int = 64, seed: int = 0, **config: Any) -> Path:
+def save_mt5(folder: Path, *, width: int = 32) -> Path:
+    """With a head of its own, which transformers ties away."""
+    words = tokenizer(eos=True)
+    config = MT5Config(
+        vocab_size=len(words), d_model=width, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4,
+        dropout_rate=0.0, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD,
+    )  # fmt: skip
+    _save(MT5ForConditionalGeneration, config, words, folder, 0)
+    tensors = load_file(folder / "model.safetensors")
+    head = torch.randn(len(words), width, generator=torch.Generator().manual_seed(1))
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def save_gguf(folder: Path, path: Path) -> Path:
+    """A folder's Llama and its tokenizer as GGUF, in float32; with as many key heads as heads no row has to be moved."""
+    config, tokens = (json.loads((folder / name).read_text()) for name in ("config.json", "tokenizer.json"))
+    out, layers = GGUFWriter(path, "llama"), config["num_hidden_layers"]
+    out.add_context_length(128)
+    out.add_embedding_length(config["hidden_size"])
+    out.add_block_count(layers)
+    out.add_feed_forward_length(config["intermediate_size"])
+    out.add_head_count(4)
+    out.add_head_count_kv(4)
+    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(sorted(tokens["model"]["vocab"], key=tokens["model"]["vocab"].get))
+    out.add_token_merges([" ".join(pair) for pair in tokens["model"]["merges"]])
+    out.add_eos_token_id(EOS)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        doubled = torch.cat([tensor, tensor]) if name.endswith(("k_proj.weight", "v_proj.weight")) else tensor
+        out.add_tensor(names.get_name(name, (".weight",)), doubled.numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def save_bert(
+    folder: Path, *, cls: Any = BertModel, context: int = 64, seed: int = 0, width: int = 32, **config: Any
+) -> Path:
     """The stack alone unless another class is named, with a tokenizer that writes pairs as BERT's does."""
     words = tokenizer(bos=True, eos=True, pairs=True)
     shape = BertConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(words), hidden_size=width, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=context, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         pad_token_id=PAD, **config,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .method import Method, Part, Retrained
-from .quant import keep_gradients
+from .quant import dense_shape, is_quantised, keep_gradients
 from .sites import whole_names, whole_sites
 
 
@@ -248,9 +248,10 @@ def trainable(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
 
 
 def count(model: nn.Module, name: str = "default") -> tuple[int, int]:
-    """(total, trainable) parameters; a tied tensor counts once."""
-    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    return total, sum(p.numel() for p in trainable(model, name))
+    """(total, trainable) parameters; a tied tensor counts once, a quantised weight as many as it stands for."""
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    sizes |= {id(m.weight): dense_shape(m).numel() for m in model.modules() if is_quantised(m) and hasattr(m, "weight")}
+    return sum(sizes.values()), sum(p.numel() for p in trainable(model, name))
 
 
 def snapshot(model: nn.Module, name: str = "default") -> list[Tensor]:

@@ -25,6 +25,7 @@ from .adapter import attached, living
 from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
 from .quant import dense_shape, is_quantised, keep_gradients
+from .quantise import quantising, refuse_quantising, stored_kind
 from .sites import is_classifier
 from .stream import check_source, start
 
@@ -227,12 +228,14 @@ def load_base(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str = "none",
     stream_base: Literal["none", "ram", "disk"] = "none",
 ) -> Base:
     """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode.
 
-    `labels` are those of the task, which an encoder needs for its head; other models do not look at them.
-    `stream_base` brings the layers' weights in from there while the model runs (see stream.py): they stay frozen for good.
+    `labels` are those of the task, which an encoder needs for its head; other models do not look at them. `quantize` is
+    `none`, `nf4` or `int8`, see `quantise.py`; what is stored quantised already is loaded as it is. `stream_base` brings the
+    layers' weights in from there while the model runs (see `stream.py`): they stay frozen for good.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -241,10 +244,15 @@ def load_base(
     check_source(stream_base, place)
     kind = pick_dtype(dtype, place)
     source, packed = _source(name)
-    extra = dict(packed)
     config = load_config(name)
+    refuse_quantising(config, quantize)
+    if packed and quantize != "none":  # transformers quantises safetensors only
+        source, packed = str(demo.unpacked_folder(Path(source, packed["gguf_file"]), _unpack)), {}
+    extra = dict(packed)
     if encoder := is_encoder(config):
         extra |= {"config": with_labels(config, labels), "ignore_mismatched_sizes": True}
+    if quantize != "none" and stored_kind(config) is None:
+        extra |= quantising(quantize, kind, place, skeleton(config, labels))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

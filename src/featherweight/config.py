@@ -38,16 +38,19 @@ class Config(BaseModel):
     seed: int = Field(0, description="Seed of the split, the order of rows and the initialisation.")
 
 
-class RunConfig(Config):
-    """What the verbs share that let the base compute: all but merge."""
+class BaseConfig(Config):
+    """What the verbs share that let the base compute; merging writes one, in full."""
 
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none", description="Keep the base's linear layers in 4 or 8 bits, from loading on; needs bitsandbytes."
+    )
     stream_base: Literal["none", "ram", "disk"] = Field(
         "none",
         description="Bring in a base that is larger than the memory layer by layer: ram for an accelerator, disk for any device.",
     )
 
 
-class DataConfig(RunConfig):
+class DataConfig(BaseConfig):
     """Which rows, and how they are written."""
 
     data: str = Field(
@@ -149,7 +152,7 @@ class EvaluateConfig(DataConfig):
     out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
 
 
-class GenerateConfig(RunConfig):
+class GenerateConfig(BaseConfig):
     """`featherweight generate`."""
 
     model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]

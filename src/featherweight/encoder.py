@@ -59,6 +59,12 @@ def head_order(config: Any, labels: Sequence[str]) -> list[str]:
     return list(labels)
 
 
+def head_modules(model: Any) -> tuple[str, ...]:
+    """Paths of all that `fresh_modules` may find fresh."""
+    stack = model.base_model_prefix
+    return (*(name for name, _ in model.named_children() if name != stack), f"{stack}.pooler")
+
+
 def fresh_modules(model: Any, missing: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
     """What a checkpoint lacks: modules of the head and what feeds it, by name, and tensors that nothing can replace.
 

@@ -124,8 +124,12 @@ def _unknown(site: nn.Module) -> InputError:
 
 
 def dense_shape(site: nn.Module) -> torch.Size:
-    """The shape of a layer's weight as it would be unquantised."""
-    return torch.Size(reversed(features(site))) if is_quantised(site) else site.weight.shape  # type: ignore[return-value]
+    """The shape of a layer's weight as it would be kept unquantised."""
+    if not is_quantised(site):
+        return site.weight.shape  # type: ignore[return-value]
+    wide, high = features(site)
+    transposed = getattr(site, "source_cls", None) is Conv1D  # transformers notes what a layer was before
+    return torch.Size((wide, high) if transposed else (high, wide))
 
 
 def keep_gradients(model: nn.Module) -> None:

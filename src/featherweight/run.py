@@ -23,6 +23,7 @@ from .base import DTYPES, Base, load_base, load_config, pick_device, save_base, 
 from .checkpoint import CONFIG, load, read_about, read_method, save
 from .compare import ADVICE, compare, evaluate_with_bar, fit_with_bar
 from .config import (
+    BaseConfig,
     CompareConfig,
     Config,
     DataConfig,
@@ -44,6 +45,7 @@ from .method import Method
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .progress import mebibytes, note
+from .quantise import refuse_quantising
 from .stream import check_source
 from .task import Task, load_task
 from .tokens import Writer, writer_for
@@ -62,9 +64,7 @@ def run_compare(config: CompareConfig) -> int:
     config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
     settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
-    base = load_base(
-        config.model, task.labels, dtype=config.dtype, device=config.device, stream_base=config.stream_base
-    )
+    base = base_for(config, config.model, task.labels)
     writer = writer_for(base, config.max_length, task.labels, methods)
     describe(base, task, writer, config.metric)
     lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
@@ -88,9 +88,7 @@ def run_train(config: TrainConfig) -> int:
     task, _, folder, _ = prepare(config, [method], config.method, [config.method])
     settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(load_config(config.model))))
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
-    base = load_base(
-        config.model, task.labels, dtype=config.dtype, device=config.device, stream_base=config.stream_base
-    )
+    base = base_for(config, config.model, task.labels)
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
     begin(base, method, task, writer, seed=config.seed)
@@ -136,7 +134,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
         task = task.in_order(head_order(load_config(name), task.labels))
-    base = load_base(name, task.labels, dtype=config.dtype, device=config.device, stream_base=config.stream_base)
+    base = base_for(config, name, task.labels)
     if config.adapter:
         load(base.model, config.adapter)
     writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
@@ -158,12 +156,7 @@ def run_generate(config: GenerateConfig) -> int:
     saved = _check_adapter(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
-    base = load_base(
-        config.model or saved.get("base") or MODEL,
-        dtype=config.dtype,
-        device=config.device,
-        stream_base=config.stream_base,
-    )
+    base = base_for(config, config.model or saved.get("base") or MODEL)
     if config.adapter:
         load(base.model, config.adapter)
     torch.manual_seed(config.seed)
@@ -236,6 +229,13 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
         print()
 
 
+def base_for(config: BaseConfig, name: str, labels: Sequence[str] | None = None) -> Base:
+    """A base, loaded as the configuration says."""
+    return load_base(
+        name, labels, dtype=config.dtype, device=config.device, quantize=config.quantize, stream_base=config.stream_base
+    )
+
+
 def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     """The engine's settings from a configuration."""
     return Settings(
@@ -259,6 +259,7 @@ def prepare(
         build_method(name, options)
     check_optimizer(config.optimizer)
     task, shape = task_of(config), load_config(config.model)
+    refuse_quantising(shape, config.quantize)
     task = task.in_order(head_order(shape, task.labels))
     if config.metric == "exact_match" and is_encoder(shape):
         raise InputError(

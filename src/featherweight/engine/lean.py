@@ -95,11 +95,12 @@ def _width(module: Any) -> int:
 
 
 @torch.no_grad()
-def _does_the_same(module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether `forward` is what the module does: tried on numbers that are far from 0 and 1."""
+def _does_the_same(module: Any, forward: Callable[..., Tensor], dtype: torch.dtype) -> bool:
+    """Whether `forward` is what the module does: tried on numbers that are far from 0 and 1; `dtype` is that of packed layers."""
     own = next(module.parameters(), torch.zeros(()))
+    dtype = own.dtype if own.is_floating_point() else dtype
     width = own.shape[0] if own.dim() == 1 else _width(module)
-    x = torch.linspace(-3, 3, 2 * width, device=own.device).reshape(1, 2, width).to(own.dtype) * 1.3
+    x = torch.linspace(-3, 3, 2 * width, device=own.device).reshape(1, 2, width).to(dtype) * 1.3
     try:
         expected = module(x)
     except (TypeError, RuntimeError, ValueError):
@@ -116,6 +117,7 @@ def _leaner(cls: Any, forward: Callable[..., Tensor]) -> Any:
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
     """Inside, the model's norms and gated feed-forwards are those of this file, where they do the same."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     known: dict[tuple[type, Any], bool] = {}
     swapped: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
@@ -125,7 +127,7 @@ def lean(model: nn.Module) -> Iterator[None]:
             continue
         kind = (cls, _epsilon(module))
         if kind not in known:
-            known[kind] = _does_the_same(module, forward)
+            known[kind] = _does_the_same(module, forward, dtype)
         if known[kind]:
             swapped.append((module, cls))
             module.__class__ = _leaner(cls, forward)
