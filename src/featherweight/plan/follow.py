@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-PARTS = ("weights", "adapter", "gradients", "optimiser", "copies", "activations", "loss", "workspace")
-"""What memory is for. Copies: of the adapter and its optimiser, to undo an update that fails."""
+PARTS = ("weights", "adapter", "gradients", "optimiser", "copies", "activations", "loss", "workspace", "process")
+"""What memory is for. Copies: of the adapter and its optimiser, to undo an update that fails. Process: Python, its libraries and
+the device's context; nobody sees it here."""
 
 Work = Counter[tuple[int, int, int]]
 """How often an operation of so many (floating-point operations, bytes read and written, bytes a number) is done."""

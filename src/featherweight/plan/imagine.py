@@ -22,6 +22,7 @@ from ..engine import loss
 from ..engine.activations import SMALL
 from ..engine.batches import Batch, keeps_apart
 from ..method import Method
+from .follow import Follower
 from .packed import pack_weights
 
 PATTERN = 8  # layers of different kinds alternate with at most this period
@@ -111,13 +112,19 @@ def without_numbers(
 
 
 @contextmanager
-def as_on(*, cpu: bool, offload: bool) -> Iterator[None]:
-    """Inside, the engine does what it would do on a CPU, or on an accelerator. Nothing fake stays in its caches."""
+def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
+    """Inside, the engine does what it would do on a CPU, or on an accelerator. Nothing fake stays in its caches.
+
+    Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own.
+    """
     seats, at_once = attention._seats, dict(loss.AT_ONCE)
 
     def real_seats(*given: Any) -> Any:
+        before, follower.part = follower.part, "seats"
         with unset_fake_temporarily():
-            return seats(*given)
+            found = seats(*given)
+        follower.part = before
+        return found
 
     def clear() -> None:
         for cached in (seats, attention._visible, attention._visible_afar):
@@ -159,17 +166,22 @@ def packs(config: Any, packing: bool | None) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _keeps_apart(kind: Any, written: str) -> bool:
-
-
-    config = _small(kind.from_dict(json.loads(written)))
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: Any = type(skeleton(config))(config)
-            model.set_attn_implementation("eager")
-        return keeps_apart(Base(model.eval(), SimpleNamespace(pad_token_id=0), "small", torch.device("cpu")))
+        return keeps_apart(tiny(kind.from_dict(json.loads(written)), torch.device("cpu")))
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError):
         return False  # what cannot be made small is taken to be padded, which needs more
+
+
+def tiny(config: Any, device: torch.device) -> Base:
+    """A small real model of the same architecture, with random weights."""
+    config = _small(copy.deepcopy(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = type(skeleton(config, own_labels(config) if is_encoder(config) else None))(config)
+    if device.type == "cpu":
+        with suppress(ValueError, KeyError):
+            model.set_attn_implementation("eager")
+    return Base(model.eval().to(device), SimpleNamespace(pad_token_id=0), "small", device)
 
 
 def _small(config: Any) -> Any:
@@ -213,4 +225,4 @@ def period_of(config: Any) -> int:
     return next((p for p in range(1, PATTERN + 1) if kinds[p:] == kinds[: len(kinds) - p]), len(kinds) or 1)
 
 
-__all__ = ["as_on", "at_depth", "depth_of", "entered", "imagined", "packs", "period_of", "without_numbers"]
+__all__ = ["as_on", "at_depth", "depth_of", "entered", "imagined", "packs", "period_of", "tiny", "without_numbers"]

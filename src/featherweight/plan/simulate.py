@@ -14,7 +14,7 @@ What is not in it: the process itself, the device's context, what a matrix libra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import trainable
+from ..adapter import attach, trainable
 from ..attention import rows_apart
 from ..base import Base, skeleton
 from ..encoder import is_encoder, own_labels
@@ -30,10 +30,12 @@ from ..engine.lean import lean
 from ..engine.train import Settings, training
 from ..engine.update import Learner
 from ..method import Method
+from ..methods.lora import LoRA
+from ..rows import Row
 from ..scoring import first_token_scores, label_scores
 from ..tokens import Example
 from .follow import Follower, Work
-from .imagine import as_on, at_depth, depth_of, entered, imagined, packs, period_of, without_numbers
+from .imagine import as_on, at_depth, depth_of, entered, imagined, packs, period_of, tiny, without_numbers
 from .packed import Packed
 
 GRAIN = 512  # bytes: an accelerator's allocator rounds up to it
@@ -86,7 +88,7 @@ def simulate(
         )
         follower = Follower(1 if cpu else GRAIN)
         packing = packs(config, settings.packing)
-        with as_on(cpu=cpu, offload=settings.checkpoint_activations == "offload"):
+        with as_on(follower, cpu=cpu, offload=settings.checkpoint_activations == "offload"):
             if evaluation:
                 watch_scoring(base, rows, follower, packing)
             else:
@@ -122,9 +124,7 @@ def _line(one: Peaks, two: Peaks, times: float) -> Peaks:
         phase: {part: further(one.phases[phase].get(part, 0), n) for part, n in parts.items()}
         for phase, parts in two.phases.items()
     }
-    work = Work({kind: further(one.work[kind], n) for kind, n in (one.work | two.work).items()})
-    for kind in work:
-        work[kind] = max(0, further(one.work[kind], two.work[kind]))
+    work = Work({kind: max(0, further(one.work[kind], two.work[kind])) for kind in one.work | two.work})
     return Peaks(phases, work, further(one.parameters, two.parameters), further(one.trained, two.trained))
 
 
@@ -218,3 +218,21 @@ def _telling(base: Base, follower: Follower) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def a_tiny_update(config: Any, device: torch.device) -> tuple[Base, Work, Callable[[], Any]]:
+    """A small real base of this architecture, the work of an update of it, and a function that does it: all overhead."""
+    base = tiny(config, device)
+    attach(base.model, LoRA(target_modules="all-linear"))
+    labels = [0] if base.classifies else [2] * 8
+    rows = [Example([3, 4, 5, 6, 7, 8, 9, 10], labels, [3], Row((), "", "tiny"))] * 2
+    settings, packing, follower = Settings(batch_size=2), packs(config, None), Follower()
+    watch_update(base, settings, rows, follower, packing, 2)
+
+    def update() -> None:
+        with training(base, settings, packing) as tensors:
+            learner = Learner(base, settings, tensors)
+            learner.gradients([rows])
+            learner.optimizer.step()
+
+    return base, follower.work, update
