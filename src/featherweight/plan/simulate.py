@@ -14,6 +14,8 @@ What is not in it: the process itself, the device's context, what a matrix libra
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -105,6 +107,12 @@ def simulate(
 
 def _layers_alike(config: Any, depth: int, shallow: int) -> bool:
     """Whether the number of parameters grows evenly with the depth."""
+    return _grows_evenly(type(config), config.to_json_string(use_diff=False), depth, shallow)
+
+
+@functools.lru_cache(maxsize=8)
+def _grows_evenly(kind: Any, written: str, depth: int, shallow: int) -> bool:
+    config = kind.from_dict(json.loads(written))
     labels = own_labels(config) if is_encoder(config) else None
     counts = [
         sum({id(p): p.numel() for p in skeleton(at_depth(config, n), labels).parameters()}.values())
