@@ -49,7 +49,7 @@ class Layout:
 
     def mask(self, device: torch.device) -> Int[Tensor, "1 1 1 seq"]:
         """What the model gets as its attention mask: each token's row, 0 where it is shared. It carries this layout."""
-        numbers = torch.arange(len(self.lengths) + 1).repeat_interleave(torch.tensor([self.shared, *self.lengths]))
+        numbers = torch.cat([torch.full((n,), i) for i, n in enumerate((self.shared, *self.lengths))])
         numbers = numbers.to(device)[None, None, None]
         numbers.rows_layout = self  # type: ignore[attr-defined]  # reading it back from the numbers would wait for a GPU
         return numbers

@@ -173,6 +173,20 @@ def load_config(name: str) -> Any:
         raise _explain(name, e) from None
 
 
+def load_tokenizer(name: str) -> Any:
+    """A model's tokenizer alone, as `load_base` gives it."""
+    from transformers import AutoTokenizer
+
+    source, packed = _source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **packed)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise _explain(name, e) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def _auto_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 

@@ -25,6 +25,7 @@ from .config import (
     EvaluateConfig,
     GenerateConfig,
     MergeConfig,
+    PlanConfig,
     TrainConfig,
     merge,
     read_recipe,
@@ -128,6 +129,18 @@ def train(config: TrainConfig) -> None:
     from .run import run_train
 
     raise typer.Exit(run_train(config))
+
+
+@verb(PlanConfig)
+def plan(config: PlanConfig) -> None:
+    """Say before a run how much memory and time it needs, from the model's configuration alone: no weights, no GPU.
+
+    The table lists methods and tricks (fewer rows at a time, activation checkpointing, quantisation), best first.
+    Example: `featherweight plan --model Qwen/Qwen3-8B --gpu "RTX 4060 8GB" --length 512`
+    """
+    from .plan.verb import run_plan
+
+    raise typer.Exit(run_plan(config))
 
 
 @verb(EvaluateConfig)

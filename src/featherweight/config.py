@@ -136,6 +136,26 @@ class CompareConfig(TrainingConfig):
     out: str | None = Field(None, description="Folder for the table; by default a new one under runs/.")
 
 
+class PlanConfig(TrainingConfig):
+    """`featherweight plan`."""
+
+    model: str = Field(
+        MODEL, description="Base model: a hub id, a folder, a .gguf file, or a config.json alone. No weights are read."
+    )
+    data: str | None = Field(  # type: ignore[assignment]
+        None, description="Data set whose rows' lengths count; without it, rows have --length tokens."
+    )
+    length: Annotated[int, Field(ge=2)] = Field(128, description="Tokens of a row, where no --data is given.")
+    method: str = Field(
+        "lora", description="Methods, separated by commas; the first is spelled out: " + ", ".join(METHODS) + "."
+    )
+    gpu: str | None = Field(None, description="A card of the catalogue, such as 'RTX 4060 8GB'.")
+    memory: str | None = Field(
+        None, description="How much memory there is, such as 12GB: a card's, or with --device cpu this machine's."
+    )
+    calibrate: bool = Field(False, description="Measure this machine first (under half a minute), to predict times.")
+
+
 class EvaluateConfig(DataConfig):
     """`featherweight evaluate`."""
 
@@ -176,7 +196,7 @@ class MergeConfig(Config):
     out: str | None = Field(None, description="Folder for the merged model; by default a new one under runs/.")
 
 
-VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, EvaluateConfig, GenerateConfig, MergeConfig)
+VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, PlanConfig, EvaluateConfig, GenerateConfig, MergeConfig)
 
 
 def read_recipe(path: str) -> dict[str, Any]:

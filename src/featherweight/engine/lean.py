@@ -10,12 +10,14 @@ Two things that almost every modern layer does are written in `transformers` for
 * The gated feed-forward, down(silu(gate) · up): keeps silu(gate) as well, which can be had again from gate.
 
 `lean` puts them in place for as long as a model trains: a module's class is swapped for a subclass whose `forward` does
-the same, found out by trying it on numbers. What is not recognised stays as it is. Results are at least as exact: sums are
+the same, found out by trying it on a small copy of the module with numbers of ours (so also where the module has none, as in
+a simulation). What is not recognised stays as it is. Results are at least as exact: sums are
 in float32 and rounded once.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,27 +87,44 @@ def _candidate(module: nn.Module) -> Callable[..., Tensor] | None:
     names, weight = set(module._modules), module._parameters.get("weight")
     if not names and list(module._parameters) == ["weight"] and isinstance(_epsilon(module), float):
         return _norm if isinstance(weight, Tensor) and weight.dim() == 1 and not weight.requires_grad else None
-    if {"gate_proj", "up_proj", "down_proj"} <= names and isinstance(getattr(module, "gate_proj", None), nn.Linear):
+    if (
+        {"gate_proj", "up_proj", "down_proj"} <= names
+        and "parts" not in names
+        and isinstance(getattr(module, "gate_proj", None), nn.Linear)
+    ):
         return _mlp
     return _gelu if type(module).__name__ == "NewGELUActivation" else None
 
 
-def _width(module: Any) -> int:
-    return int(module.gate_proj.in_features if hasattr(module, "gate_proj") else 16)
+def _small_copy(module: nn.Module) -> Any:
+    """The same module with few and other weights: what it does depends on its code, not on them. It shares all else."""
+    twin = copy.copy(module)
+    numbers = {n: torch.linspace(0.5, 1.5, p.numel()) for n, p in module._parameters.items() if p is not None}
+    twin.__dict__["_parameters"] = {n: nn.Parameter(t, requires_grad=False) for n, t in numbers.items()}
+    if "gate_proj" in module._modules:
+        thin = {"gate_proj": _linear(16, 24), "up_proj": _linear(16, 24), "down_proj": _linear(24, 16)}
+        twin.__dict__["_modules"] = {**module._modules, **thin}
+    return twin
+
+
+def _linear(d_in: int, d_out: int) -> nn.Linear:
+    """A layer with known numbers: drawing them would change what the training draws. They are small enough to tell activations apart."""
+    layer = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
+    layer.weight = nn.Parameter(torch.arange(d_in * d_out).sin().view(d_out, d_in) * 0.3, requires_grad=False)
+    return layer
 
 
 @torch.no_grad()
-def _does_the_same(module: Any, forward: Callable[..., Tensor], dtype: torch.dtype) -> bool:
-    """Whether `forward` is what the module does: tried on numbers that are far from 0 and 1; `dtype` is that of packed layers."""
-    own = next(module.parameters(), torch.zeros(()))
-    dtype = own.dtype if own.is_floating_point() else dtype
-    width = own.shape[0] if own.dim() == 1 else _width(module)
-    x = torch.linspace(-3, 3, 2 * width, device=own.device).reshape(1, 2, width).to(dtype) * 1.3
+def _does_the_same(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
+    """Whether `forward` is what the module does: tried on numbers that are far from 0 and 1."""
+    twin = _small_copy(module)
+    width = twin.weight.shape[0] if "weight" in twin._parameters else 16
+    x = torch.linspace(-3, 3, 2 * width).reshape(1, 2, width) * 1.3
     try:
-        expected = module(x)
+        expected = twin(x)
     except (TypeError, RuntimeError, ValueError):
         return False
-    found = forward(module, x)
+    found = forward(twin, x)
     return found.shape == expected.shape and bool((found - expected).norm() <= 0.01 * expected.norm())
 
 
@@ -117,7 +136,6 @@ def _leaner(cls: Any, forward: Callable[..., Tensor]) -> Any:
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
     """Inside, the model's norms and gated feed-forwards are those of this file, where they do the same."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     known: dict[tuple[type, Any], bool] = {}
     swapped: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
@@ -127,7 +145,7 @@ def lean(model: nn.Module) -> Iterator[None]:
             continue
         kind = (cls, _epsilon(module))
         if kind not in known:
-            known[kind] = _does_the_same(module, forward, dtype)
+            known[kind] = _does_the_same(module, forward)
         if known[kind]:
             swapped.append((module, cls))
             module.__class__ = _leaner(cls, forward)

@@ -155,14 +155,10 @@ def _steps(
     """All updates of a run. The batch that needs most memory comes first, for a rehearsal: no late row can end the run."""
     settings, base = learner.settings, learner.base
 
-    def batches() -> Iterator[list[Example]]:
-        by_length = learner.tensors is collate
-        n = settings.steps * settings.accumulate
-        return schedule(examples, settings.batch_size, n, settings.seed, by_length=by_length)
-
+    packing = learner.tensors is pack
     if settings.steps > 1:
-        learner.rehearse([max(batches(), key=lambda rows: sum(len(e.ids) + len(e.targets) for e in rows))])
-    stream = batches()
+        learner.rehearse([heaviest(examples, settings, packing)])
+    stream = batches(examples, settings, packing)
     for step in range(settings.steps):
         start = time.perf_counter()
         for group in learner.optimizer.param_groups:
@@ -179,6 +175,17 @@ def _steps(
         raise DivergedError
 
 
+def batches(examples: Sequence[Example], settings: Settings, packing: bool) -> Iterator[list[Example]]:
+    """The rows of every batch of a run, in order."""
+    n = settings.steps * settings.accumulate
+    return schedule(examples, settings.batch_size, n, settings.seed, by_length=not packing)
+
+
+def heaviest(examples: Sequence[Example], settings: Settings, packing: bool) -> list[Example]:
+    """The batch of a run that needs most memory."""
+    return max(batches(examples, settings, packing), key=lambda rows: sum(len(e.ids) + len(e.targets) for e in rows))
+
+
 @contextmanager
 def prepared(base: Base, settings: Settings = Settings()) -> Iterator[Collate]:
     """Inside, the model trains; what it is given are batches made by the function that this yields: `pack` or `collate`.
@@ -190,6 +197,13 @@ def prepared(base: Base, settings: Settings = Settings()) -> Iterator[Collate]:
         check_packing(base)
     elif packing is None:
         packing = keeps_apart(base)
+    with training(base, settings, packing) as tensors:
+        yield tensors
+
+
+@contextmanager
+def training(base: Base, settings: Settings, packing: bool) -> Iterator[Collate]:
+    """`prepared` for one who knows whether this model can be packed, without trying."""
     base.model.train()
     try:
         with (

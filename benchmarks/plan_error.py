@@ -1,0 +1,264 @@
+"""How wrong is the plan? Random configurations, predicted and then run; constants from one half, errors from the other.
+
+Each run is `fit` itself on a model of 20 to 300 million random weights, in a process of its own. *Memory* is how far the
+process's resident size, at its peak during `fit`, is above what it was before the model was built, everything imported: weights
+(all of them touched), adapter, gradients, optimiser, copies, activations, and whatever the libraries take. On an accelerator it is
+what the allocator reserved. *Time* is the median update after the first two. The prediction sees the configuration and the
+lengths of the rows, never the model; for time, this machine is calibrated before each run, as `plan --calibrate` does it.
+
+    python benchmarks/plan_error.py --out benchmarks/results/plan_error.jsonl --n 80     # goes on where it stopped
+    python benchmarks/plan_error.py --out benchmarks/results/plan_error.jsonl --report   # the errors, on one half
+    python benchmarks/plan_error.py --out benchmarks/results/plan_error.jsonl --write    # and constants.json from the other
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+import featherweight as fw
+from featherweight import provenance
+from featherweight.adapter import attach
+from featherweight.base import DTYPES, Base, load_config, skeleton
+from featherweight.engine.memory import reset_peak
+from featherweight.engine.train import Report, Settings, fit, heaviest
+from featherweight.methods.options import build_method
+from featherweight.plan import estimate
+from featherweight.plan.clock import calibrate, seconds
+from featherweight.plan.imagine import packs
+from featherweight.plan.simulate import a_tiny_update, simulate
+from featherweight.rows import Row
+from featherweight.tokens import IGNORE, Example
+
+METHODS = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "ia3", "adalora")
+CONSTANTS = Path(estimate.__file__).with_name("constants.json")
+WIDEN = 1.5  # the interval is that of the errors on the first half, made so much wider
+LEAST = 0.03  # and never narrower than this
+
+
+def draw(number: int) -> dict[str, Any]:
+    """The configuration of run `number`."""
+    rng = random.Random(number)
+    family = rng.choice(("llama", "qwen3", "gpt2", "t5", "smollm2"))
+    width = rng.choice((384, 512, 640, 768, 1024))
+    return {
+        "number": number, "family": family, "width": width, "layers": rng.choice((4, 6, 8, 12)),
+        "vocabulary": rng.choice((16_384, 32_768, 49_152)), "method": rng.choice(METHODS),
+        "length": rng.choice((32, 64, 128, 256, 512, 768)), "batch_size": (size := rng.choice((1, 2, 4, 8))),
+        "micro": rng.choice([n for n in (1, 2, 4, 8) if n <= size]), "dtype": rng.choice(("bfloat16", "float32")),
+        "kept": rng.choice(("none", "none", "layer")), "packing": rng.choice((None, None, False)),
+        "lean": rng.random() < 0.8, "optimizer": rng.choice(("adamw", "adamw", "adafactor", "sgd")),
+    }  # fmt: skip
+
+
+def shape_of(run: dict[str, Any]) -> Any:
+    """The model's configuration."""
+    from transformers import GPT2Config, LlamaConfig, Qwen3Config, T5Config
+
+    width, layers, words = run["width"], run["layers"], run["vocabulary"]
+    if run["family"] == "smollm2":
+        return load_config(fw.demo.MODEL)
+    if run["family"] == "gpt2":
+        return GPT2Config(
+            n_embd=width, n_layer=layers, n_head=width // 64, vocab_size=words, resid_pdrop=0.0, attn_pdrop=0.0,
+            embd_pdrop=0.0, bos_token_id=1, eos_token_id=1,
+        )  # fmt: skip
+    if run["family"] == "t5":
+        made: Any = T5Config
+        return made(
+            d_model=width, d_ff=2 * width, d_kv=64, num_heads=width // 64, num_layers=layers, num_decoder_layers=layers,
+            vocab_size=words, dropout_rate=0.0, decoder_start_token_id=0,
+        )  # fmt: skip
+    cls = LlamaConfig if run["family"] == "llama" else Qwen3Config
+    return cls(
+        hidden_size=width, intermediate_size=width * 11 // 4 // 8 * 8, num_hidden_layers=layers, head_dim=64,
+        num_attention_heads=width // 64, num_key_value_heads=width // 128, vocab_size=words, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def rows_of(run: dict[str, Any]) -> list[Example]:
+    """Rows of between half the length and all of it."""
+    rng, rows = random.Random(run["number"]), []
+    for _ in range(4 * run["batch_size"]):
+        n = rng.randint(run["length"] // 2, run["length"])
+        ids = [rng.randrange(3, 9_000) for _ in range(n)]
+        answer = max(1, n // 4)
+        targets = ids[-answer:] if run["family"] == "t5" else [IGNORE] * (n - answer) + ids[-answer:]
+        rows.append(Example(ids, targets, ids[:-answer], Row((), "", "random")))
+    return rows
+
+
+def settings_of(run: dict[str, Any]) -> Settings:
+    """How it is trained. Rows are read `micro` at a time by making so many small batches of an update."""
+    return Settings(
+        steps=6, batch_size=run["micro"], accumulate=run["batch_size"] // run["micro"], checkpoint_activations=run["kept"],
+        optimizer=run["optimizer"], packing=run["packing"], lean=run["lean"], lr=1e-5, seed=run["number"],
+    )  # fmt: skip
+
+
+def resident() -> int:
+    """This process's size now."""
+    return next(int(x.split()[1]) * 1024 for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)
+
+
+def measure(run: dict[str, Any]) -> dict[str, Any]:
+    """Run it; in a process of its own."""
+    shape, rows, method = shape_of(run), rows_of(run), build_method(run["method"], {})
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    cls = type(skeleton(shape))
+    reset_peak(device)
+    before = resident() if device.type == "cpu" else 0
+    torch.set_default_dtype(DTYPES[run["dtype"]])
+    model: Any = cls(shape)
+    torch.set_default_dtype(torch.float32)
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")
+    base = Base(model.eval().to(device), SimpleNamespace(pad_token_id=0), "random", device)
+    attach(base.model, method)
+    taken: list[float] = []
+
+    def step(report: Report) -> None:
+        taken.append(report.seconds - sum(taken))
+
+    report = fit(base, rows, settings_of(run), on_step=step)
+    assert report.stopped is None, report
+    assert report.micro_batch == run["micro"], report
+    peak = report.peak_bytes if device.type == "cpu" else torch.accelerator.max_memory_reserved(device)
+    return {"bytes": peak - before, "before": before, "seconds": taken[2:], "device": device.type}
+
+
+def predict(run: dict[str, Any]) -> dict[str, Any]:
+    """What the plan says, before anything is fitted: bytes by part, and seconds at this machine's measured rates."""
+    shape, rows, settings, dtype = shape_of(run), rows_of(run), settings_of(run), DTYPES[run["dtype"]]
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    heavy = heaviest(rows, settings, packs(shape, settings.packing))
+    peaks = simulate(shape, build_method(run["method"], {}), settings, heavy, dtype=dtype, cpu=device.type == "cpu")
+    rates = calibrate(shape, sum(len(e.ids) for e in heavy), dtype, device, a_tiny_update(shape, device))
+    share = estimate.mean_share(shape, rows, settings, heavy)
+    layouts = settings.steps * settings.accumulate
+    return {"parts": peaks.parts, "layouts": layouts, "seconds": share * seconds(peaks.work, rates)}
+
+
+def in_child(task: str, run: dict[str, Any]) -> dict[str, Any]:
+    """`measure` or `predict` in a fresh process."""
+    child = [sys.executable, __file__, "--child", task, json.dumps(run)]
+    done = subprocess.run(child, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{run}: {done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def simulated(line: dict[str, Any]) -> tuple[int, int]:
+    """(bytes in all, bytes that libraries take a share of) of a prediction."""
+    parts = dict(line["predicted"]["parts"])
+    seats = parts.pop("seats", 0) * max(1, min(estimate.KEPT_LAYOUTS, line["predicted"]["layouts"]))
+    parts["workspace"] = parts.get("workspace", 0) + seats
+    return sum(parts.values()), sum(parts.get(part, 0) for part in estimate.SHARED)
+
+
+def fitted(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The constants that make these lines' relative errors small (least squares), and their errors as an interval."""
+    rows, wanted = [], []
+    for line in lines:
+        total, shared = simulated(line)
+        measured = line["measured"]["bytes"]
+        rows.append([1 / measured * 1e8, shared / measured])
+        wanted.append((measured - total) / measured)
+    found = torch.linalg.lstsq(torch.tensor(rows).double(), torch.tensor(wanted).double()[:, None], driver="gelsd")
+    fixed, share = (max(0.0, x) for x in (float(found.solution[0]) * 1e8, float(found.solution[1])))
+    made: dict[str, Any] = {"fixed_bytes": round(fixed), "share": round(share, 4)}
+    off = [line["measured"]["bytes"] / told(line, made) - 1 for line in lines]
+    made["memory_error"] = [round(min(min(off) * WIDEN, -LEAST), 4), round(max(max(off) * WIDEN, LEAST), 4)]
+    ratios = [statistics.median(line["measured"]["seconds"]) / line["predicted"]["seconds"] for line in lines]
+    scale = statistics.median(ratios)
+    made["time_scale"] = round(scale, 4)
+    made["time_error"] = [round(min(ratios) / scale - 1, 4), round(max(ratios) / scale - 1, 4)]
+    made["process_bytes"] = round(statistics.median(line["measured"]["before"] for line in lines)) or 600_000_000
+    return made
+
+
+def told(line: dict[str, Any], made: dict[str, Any]) -> float:
+    """The predicted growth with these constants."""
+    total, shared = simulated(line)
+    return float(total + made["fixed_bytes"] + made["share"] * shared)
+
+
+def report(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Constants from the even runs; errors on the odd ones, which took no part in them."""
+    made = fitted([line for line in lines if line["run"]["number"] % 2 == 0])
+    other = [line for line in lines if line["run"]["number"] % 2]
+    memory = [told(line, made) / line["measured"]["bytes"] - 1 for line in other]
+    missed = sum(
+        line["measured"]["bytes"] > told(line, made) * (1 + made["memory_error"][1]) for line in other
+    )  # would have been said to fit where it does not
+    time = [
+        made["time_scale"] * line["predicted"]["seconds"] / statistics.median(line["measured"]["seconds"]) - 1
+        for line in other
+    ]
+    for name, off in (("memory", memory), ("time", time)):
+        size = sorted(map(abs, off))
+        print(
+            f"{name}: median error {statistics.median(size):.1%}, worst {size[-1]:.1%}, of {len(off)} that were not fitted"
+        )
+    print(f"above the interval's upper end: {missed} of {len(other)}")
+    print(json.dumps(made))
+    for line, m, t in sorted(zip(other, memory, time, strict=True), key=lambda x: -abs(x[1]))[:5]:
+        print(f"  {m:+.1%} memory, {t:+.1%} time: {line['run']}")
+    return made
+
+
+def main() -> None:
+    """Run what is missing, or report."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--n", type=int, default=80)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--child", nargs=2)
+    args = parser.parse_args()
+    if args.child:
+        task, run = args.child[0], json.loads(args.child[1])
+        print(json.dumps(measure(run) if task == "measure" else predict(run)))
+        return
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    known = {line["run"]["number"] for line in lines}
+    for number in () if args.report or args.write else range(args.n):
+        if number in known:
+            continue
+        run = draw(number)
+        line = {"run": run, "predicted": in_child("predict", run), "measured": in_child("measure", run)}
+        total, _ = simulated(line)
+        print(
+            number,
+            run["family"],
+            run["method"],
+            f"{total / line['measured']['bytes'] - 1:+.1%} before constants",
+            flush=True,
+        )
+        with args.out.open("a") as out:
+            out.write(json.dumps({**line, "provenance": provenance.record()}) + "\n")
+        lines.append(line)
+    if len(lines) >= 4:
+        made = report(lines)
+        if args.write:
+            stored = json.loads(CONSTANTS.read_text())
+            kind = "cpu" if lines[0]["measured"]["device"] == "cpu" else "accelerator"
+            stored[kind] = {
+                **made,
+                "measured": f"{len(lines)} runs on {lines[0]['measured']['device']}, benchmarks/plan_error.py",
+            }
+            CONSTANTS.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

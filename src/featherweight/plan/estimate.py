@@ -1,0 +1,218 @@
+"""From a simulation to a promise: what the simulation cannot see, an interval, and the choice among tricks.
+
+A simulated peak lacks the process itself, what a matrix library takes for its copies, and the allocator's gaps. `constants.json`
+has a figure for each, for CPUs and for accelerators, found by `benchmarks/plan_error.py` on one half of its configurations;
+the interval is that of the errors on the other half. Where nothing has been measured yet, it says so (`measured` is null) and
+the interval is a wide one: ±15 % of memory.
+
+Something fits where the upper end of the interval does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any
+
+import torch
+
+from ..attention import _seats
+from ..engine.train import Settings, batches
+from ..method import Method
+from ..tokens import Example
+from .clock import Rates, seconds
+from .imagine import packs
+from .simulate import Peaks, simulate
+
+SHARED = ("activations", "loss", "workspace")  # what libraries and allocators take more of, in proportion
+KEPT_LAYOUTS = _seats.cache_info().maxsize or 0  # attention keeps the places of so many batches' rows
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """A set of tricks that save memory."""
+
+    kept: str = "none"
+    """`Settings.checkpoint_activations`."""
+    quantize: str = "none"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the result is what it would be without."""
+        return self.quantize == "none"
+
+    def __str__(self) -> str:
+        told = [self.quantize] * (self.quantize != "none") + [f"checkpoint {self.kept}"] * (self.kept != "none")
+        return " + ".join(told) or "none"
+
+
+TRICKS = (
+    Tricks(),
+    Tricks("layer"),
+    Tricks("offload"),
+    Tricks("none", "nf4"),
+    Tricks("layer", "nf4"),
+    Tricks("layer", "int8"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where it is to run. Without `rates` there is no prediction of time."""
+
+    name: str
+    memory_bytes: int
+    cpu: bool
+    rates: Rates | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction: bytes by part (the process included), their sum with its interval, and seconds of an update."""
+
+    method: Method
+    tricks: Tricks
+    micro: int
+    parts: dict[str, int]
+    low: int
+    high: int
+    seconds: float | None
+    parameters: int
+    trained: int
+
+    @property
+    def bytes(self) -> int:
+        """What is needed, all in all."""
+        return sum(self.parts.values())
+
+    def fits(self, memory_bytes: int) -> bool:
+        """Whether it does even at the upper end of the interval."""
+        return self.high <= memory_bytes
+
+    @property
+    def flags(self) -> str:
+        """What to tell `featherweight train`, beyond what it was told."""
+        told = f"--checkpoint-activations {self.tricks.kept} " * (self.tricks.kept != "none")
+        return (told + f"--quantize {self.tricks.quantize}" * (not self.tricks.exact)).strip()
+
+
+@functools.cache
+def constants() -> dict[str, Any]:
+    """What was measured beside the simulation; see `constants.json`."""
+    text = resources.files(__package__).joinpath("constants.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def completed(peaks: Peaks, target: Target, layouts: int = 1) -> tuple[dict[str, int], int, int]:
+    """(bytes by part, lower end, upper end) with what a simulation cannot see. `layouts`: different batches in the run."""
+    known = constants()["cpu" if target.cpu else "accelerator"]
+    parts = {**peaks.parts}
+    parts["workspace"] = parts.get("workspace", 0) + parts.pop("seats", 0) * max(1, min(KEPT_LAYOUTS, layouts))
+    parts["workspace"] += round(known["fixed_bytes"] + known["share"] * sum(parts.get(part, 0) for part in SHARED))
+    growth, process = sum(parts.values()), known["process_bytes"]
+    low, high = (round(process + growth * (1 + error)) for error in known["memory_error"])
+    return {**parts, "process": process}, low, high
+
+
+def predict(
+    config: Any,
+    method: Method,
+    settings: Settings,
+    rows: Sequence[Example],
+    target: Target,
+    tricks: Tricks = Tricks(),
+    *,
+    micro: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    labels: Sequence[str] | None = None,
+    evaluation: bool = False,
+) -> Plan:
+    """What training on these rows (the heaviest batch of the run) needs, read `micro` at a time; or evaluating on them."""
+    settings = replace(settings, checkpoint_activations=tricks.kept)
+    micro = min(micro or settings.batch_size, len(rows))
+    peaks = simulate(
+        config, method, settings, rows, dtype=dtype, quantize=tricks.quantize, cpu=target.cpu, micro=micro,
+        labels=labels, evaluation=evaluation,
+    )  # fmt: skip
+    parts, low, high = completed(peaks, target, settings.steps * settings.accumulate)
+    known = constants()["cpu" if target.cpu else "accelerator"]
+    taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
+    return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained)
+
+
+def consider(
+    config: Any,
+    method: Method,
+    settings: Settings,
+    rows: Sequence[Example],
+    target: Target,
+    tricks: Tricks,
+    **given: Any,
+) -> Plan:
+    """The plan with the most rows at a time that fit; where not even one does, the plan for one."""
+    whole = min(settings.batch_size, len(rows))
+    plan = functools.cache(lambda n: predict(config, method, settings, rows, target, tricks, micro=n, **given))
+    if plan(whole).fits(target.memory_bytes) or whole == 1 or not plan(1).fits(target.memory_bytes):
+        return plan(whole) if plan(whole).fits(target.memory_bytes) else plan(1)
+    n = whole
+    while n > 1:  # as the engine does it when memory runs out
+        n = (n + 1) // 2
+        if plan(n).fits(target.memory_bytes):
+            break
+    return plan(n)
+
+
+def sets_for(target: Target) -> Iterator[Tricks]:
+    """The tricks that mean something here."""
+    return (t for t in TRICKS if t.kept != "offload" or not target.cpu)
+
+
+def rank(plan: Plan, memory_bytes: int) -> tuple[Any, ...]:
+    """What fits comes first, then what is exact, then what is quick; of what does not fit, what needs least."""
+    fits = plan.fits(memory_bytes)
+    return not fits, not plan.tricks.exact and fits, (plan.seconds or 0.0) if fits else plan.high, plan.bytes
+
+
+def choose(
+    config: Any,
+    methods: Sequence[Method],
+    settings: Settings,
+    rows: Sequence[Example],
+    memory_bytes: int,
+    *,
+    cpu: bool = False,
+    rates: Rates | None = None,
+    **given: Any,
+) -> Plan | None:
+    """The cheapest plan that fits into this memory, or None: the quickest of those with exact tricks, else of the others.
+
+    Without `rates`, work is compared at the rates of an ordinary card.
+    """
+    from .cards import find_card
+    from .clock import rates_of
+
+    target = Target("this memory", memory_bytes, cpu, rates or rates_of(find_card("RTX 3060")))
+    for exact in (True, False):
+        plans = [
+            consider(config, method, settings, rows, target, tricks, **given)
+            for method in methods
+            for tricks in sets_for(target)
+            if tricks.exact is exact
+        ]
+        if fitting := [p for p in plans if p.fits(memory_bytes)]:
+            return min(fitting, key=lambda p: rank(p, memory_bytes))
+    return None
+
+
+def mean_share(config: Any, examples: Sequence[Example], settings: Settings, heavy: Sequence[Example]) -> float:
+    """How many tokens a batch of the run has on average, as a share of the heaviest batch's."""
+
+    def size(rows: Sequence[Example]) -> int:
+        return sum(len(e.ids) for e in rows)
+
+    sizes = [size(rows) for rows in batches(examples, settings, packs(config, settings.packing))]
+    return sum(sizes) / len(sizes) / size(heavy)
