@@ -13,7 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jaxtyping
 
-with jaxtyping.install_import_hook("featherweight", "beartype.beartype"):
+with jaxtyping.install_import_hook("featherweight", "shapes.checked"):
     import featherweight.run  # noqa: F401  (reaches every module but the command line, which imports nothing heavy)
 
 import pytest

@@ -90,6 +90,11 @@ class TrainingConfig(DataConfig):
         description="Keep only each layer's input and compute the rest again: a third more time, far less memory; "
         "offload also keeps the inputs in the host's memory.",
     )
+    memory: str | None = Field(
+        None,
+        description="Use at most so much, such as 8GB. `train` plans first and chooses tricks and rows at a time for it; "
+        "`compare` reads fewer rows at a time.",
+    )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "sgd", "lion"] = Field(
         "adamw", description="What moves the parts; the default rates are tuned for adamw."
     )

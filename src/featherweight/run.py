@@ -44,6 +44,8 @@ from .merging import merge, refuse_unmergeable
 from .method import Method
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
+from .plan.before import before_the_run
+from .plan.cards import read_bytes
 from .progress import mebibytes, note
 from .quantise import refuse_quantising
 from .stream import check_source
@@ -87,6 +89,11 @@ def run_train(config: TrainConfig) -> int:
     method = build_method(config.method, config.options.get(config.method, {}))
     task, _, folder, _ = prepare(config, [method], config.method, [config.method])
     settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(load_config(config.model))))
+    try:
+        config, settings = before_the_run(config, load_config(config.model), task, method, settings)
+    except InputError:
+        folder.rmdir()  # nothing is in it yet
+        raise
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
     base = base_for(config, config.model, task.labels)
     writer = writer_for(base, config.max_length, task.labels, [method])
@@ -241,6 +248,7 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     return Settings(
         steps=config.steps_for(rows), batch_size=config.batch_size, accumulate=config.accumulate,
         packing=config.packing, lean=config.lean,
+        memory=None if config.memory is None else read_bytes(config.memory),
         checkpoint_activations=config.checkpoint_activations, optimizer=config.optimizer, lr=lr, warmup=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
     )  # fmt: skip
@@ -258,6 +266,8 @@ def prepare(
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
     check_optimizer(config.optimizer)
+    if config.memory is not None:
+        read_bytes(config.memory)
     task, shape = task_of(config), load_config(config.model)
     refuse_quantising(shape, config.quantize)
     task = task.in_order(head_order(shape, task.labels))

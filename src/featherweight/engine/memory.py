@@ -26,6 +26,9 @@ _GROUPS = {  # a container's limit and use, in the two versions of Linux's contr
     Path("/sys/fs/cgroup/memory.max"): Path("/sys/fs/cgroup/memory.current"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"): Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 }
+_WORDS = (  # of PyTorch's allocators, cuBLAS, C++, and oneDNN
+    "can't allocate memory", "out of memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a primitive",
+)  # fmt: skip
 SPARE = 0.03  # of what is left: for what the system itself needs, and for Python's small objects
 
 
@@ -72,11 +75,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: each library has its own words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error).lower()
-    return any(
-        word in text
-        for word in ("can't allocate memory", "out of memory", "not enough memory", "alloc_failed", "bad_alloc")
-    )
+    return any(words in str(error).lower() for words in _WORDS)
 
 
 def left_bytes(device: torch.device) -> int | None:
@@ -94,6 +93,11 @@ def left_bytes(device: torch.device) -> int | None:
             left.append(int(limit.read_text()) - int(used.read_text()))
     known = [n for n in left if n is not None]
     return min(known) if known else None
+
+
+def resident_bytes() -> int:
+    """What this process holds in RAM now; 0 where the system does not say."""
+    return _status("VmRSS") or 0
 
 
 @contextmanager
@@ -116,8 +120,8 @@ def within(device: torch.device, limit: int | None = None) -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = data + max(0, int(left * (1 - SPARE)) - _unused_heap())
-    hard = before[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    known = [n for n in before if n != resource.RLIM_INFINITY]  # an outer limit stays one
+    resource.setrlimit(resource.RLIMIT_DATA, (min([wanted, *known]), before[1]))
     try:
         yield
     finally:

@@ -28,6 +28,8 @@ class Settings:
 
     steps: int = 100
     batch_size: int = 8
+    micro_batch: int | None = None
+    """Rows of a batch read at a time, with the same result; None: all of them."""
     accumulate: int = 1
     """Batches whose gradients make one update: the same result as one batch of all their rows, in less memory."""
     checkpoint_activations: str = "none"

@@ -59,7 +59,7 @@ class Learner:
         self.method, self.own = attached(base.model)[name], parts(base.model, name)
         self.parameters = trainable(base.model, name)
         self.optimizer = build_optimizer(settings.optimizer, self.parameters, settings.lr, settings.weight_decay)
-        self.micro: int = settings.batch_size
+        self.micro: int = settings.micro_batch or settings.batch_size
         self.scaling = base.model.dtype == torch.float16
         self.scale = SCALE if self.scaling else 1.0
         self.skipped = self._good = 0

@@ -186,9 +186,12 @@ def choose(
     *,
     cpu: bool = False,
     rates: Rates | None = None,
+    sets: Sequence[Tricks] | None = None,
     **given: Any,
 ) -> Plan | None:
     """The cheapest plan that fits into this memory, or None: the quickest of those with exact tricks, else of the others.
+
+    `sets` are the tricks to choose from; by default all that mean something there.
 
     Without `rates`, work is compared at the rates of an ordinary card.
     """
@@ -200,7 +203,7 @@ def choose(
         plans = [
             consider(config, method, settings, rows, target, tricks, **given)
             for method in methods
-            for tricks in sets_for(target)
+            for tricks in (sets_for(target) if sets is None else sets)
             if tricks.exact is exact
         ]
         if fitting := [p for p in plans if p.fits(memory_bytes)]:

@@ -1,0 +1,110 @@
+"""Before `train` loads anything: does it fit — and where `--memory` says how much there is, with which tricks?
+
+Without `--memory` only what certainly does not fit is refused, with what would; what is uncertain is tried, because the run
+protects itself (it rehearses its largest batch, and reads fewer rows at a time where memory runs out).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..base import DTYPES, Base, load_tokenizer, pick_device, pick_dtype, skeleton
+from ..config import TrainConfig
+from ..encoder import is_encoder
+from ..engine.memory import left_bytes, resident_bytes
+from ..engine.train import Settings, heaviest
+from ..errors import InputError
+from ..method import Method
+from ..progress import note
+from ..task import Task
+from ..tokens import Example, writer_for
+from .estimate import Plan, Target, Tricks, choose, consider, sets_for
+from .imagine import packs
+
+GIB = 2**30
+
+
+def before_the_run(
+    config: TrainConfig, shape: Any, task: Task, method: Method, settings: Settings
+) -> tuple[TrainConfig, Settings]:
+    """The configuration and settings to train with. Raises `InputError` where the run cannot fit."""
+    device = pick_device(config.device)
+    left, limit = left_bytes(device), settings.memory
+    room = None if left is None else left + (resident_bytes() if device.type == "cpu" else 0)
+    if limit is not None:
+        room = limit if room is None else min(limit, room)
+    if room is None:
+        return config, settings
+    labels = task.labels or None
+    base = Base(skeleton(shape, labels), load_tokenizer(config.model), config.model, torch.device("cpu"))
+    examples = writer_for(base, config.max_length, task.labels, [method]).examples(task.train)[0]
+    rows = heaviest(examples, settings, packs(shape, settings.packing))
+    dtype = DTYPES[config.dtype] if config.dtype != "auto" else pick_dtype("auto", device)
+    if limit is None and _plainly_fits(base, rows, dtype, room):
+        return config, settings
+    given: dict[str, Any] = {"dtype": dtype, "labels": task.labels if is_encoder(shape) else None}
+    target = Target("this machine", room, cpu=device.type == "cpu")
+    asked = Tricks(config.checkpoint_activations, config.quantize)
+    plan = consider(shape, method, settings, rows, target, asked, **given)
+    if limit is None and (plan.low <= room or config.stream_base != "none"):
+        return config, settings
+    if plan.fits(room) and plan.micro == settings.batch_size:
+        note(f"plan: about {_gib(plan.bytes)}, at most {_gib(plan.high)}, of {_gib(room)}: it fits as it is")
+        return config, settings
+    sets = [t for t in sets_for(target) if _may(t, asked)]
+    found = choose(shape, [method], settings, rows, room, cpu=target.cpu, sets=sets, **given)
+    if found is None:
+        raise InputError(
+            f"{method.title} on {config.model} does not fit into {_gib(room)}: with one row at a time it needs about {_gib(plan.bytes)}, "
+            f"and no set of tricks brings it below; shorten rows with --max-length, take a smaller model, or try --stream-base"
+        )
+    if limit is None:
+        raise InputError(
+            f"{method.title} on {config.model} needs about {_gib(plan.bytes)} even with one row at a time, and {_gib(room)} are free; "
+            f"this would fit ({_gib(found.bytes)}): {found.flags} — or --memory {room // 2**20}MB, which chooses by itself"
+        )
+    return _as(found, config, settings, room)
+
+
+def _may(tricks: Tricks, asked: Tricks) -> bool:
+    """Whether this set keeps what was asked for, and can be had."""
+    if tricks.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    return asked.kept in ("none", tricks.kept) and asked.quantize in ("none", tricks.quantize)
+
+
+def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple[TrainConfig, Settings]:
+    """The plan as configuration and settings: the same rows for each update, fewer at a time."""
+    pieces = -(-settings.batch_size // plan.micro) * settings.accumulate
+    exact = plan.tricks.exact or config.quantize != "none"
+    note(
+        f"plan: {plan.micro} of {settings.batch_size} rows at a time, {pieces} times for an update; tricks: {plan.tricks}\n"
+        f"plan: that is the quickest within {_gib(room)}; it needs about {_gib(plan.bytes)}, at most {_gib(plan.high)}\n"
+        + (
+            "plan: the result is that of the whole batch at once"
+            if exact
+            else "plan: a quantised base is a little less exact; its adapter loads on the full one too"
+        )
+    )
+    changed = {"checkpoint_activations": plan.tricks.kept, "quantize": plan.tricks.quantize}
+    chosen = replace(settings, checkpoint_activations=plan.tricks.kept, micro_batch=plan.micro)
+    return config.model_copy(update=changed), chosen
+
+
+def _plainly_fits(base: Base, rows: list[Example], dtype: torch.dtype, room: int) -> bool:
+    """Whether it would fit several times over, so that planning is not worth its seconds: a coarse upper bound."""
+    numbers = sum(p.numel() for p in base.model.parameters())
+    text = base.model.config if base.encoder_decoder else base.model.config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or getattr(text, "d_ff", None) or 4 * text.hidden_size
+    layers = text.num_hidden_layers * (2 if base.encoder_decoder else 1)
+    tokens = len(rows) * max(len(e.ids) + len(e.targets) for e in rows)
+    activations = tokens * layers * (40 * text.hidden_size + 8 * inner) * dtype.itemsize
+    return 2 * (numbers * dtype.itemsize + activations) + 2 * GIB < room
+
+
+def _gib(n: float) -> str:
+    return f"{n / GIB:.2f} GiB"

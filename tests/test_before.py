@@ -1,0 +1,121 @@
+"""`train` plans first: what cannot fit is refused with what would, and `--memory` chooses tricks and rows at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featherweight as fw
+import tiny
+from command import Cli, complaint
+from featherweight.plan import before, estimate
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    return tiny.save_llama(tmp_path / "wide", width=256)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return tiny.write(tmp_path / "rows.csv", tiny.reviews(40))
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that weighs nothing and is known to the byte, so that a tiny model's own needs decide."""
+    exact = {"process_bytes": 0, "fixed_bytes": 0, "share": 0.0, "memory_error": [-0.01, 0.01]}
+    known = {kind: {**values, **exact} for kind, values in estimate.constants().items()}
+    monkeypatch.setattr(estimate, "constants", lambda: known)
+
+
+def needed(model: Path, rows: Path, **more: Any) -> int:
+    """What the plan says that LoRA needs on this model."""
+    found: list[int] = []
+    original = estimate.predict
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        plan = original(*args, **kwargs)
+        found.append(plan.high)
+        return plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "predict", seen)
+        config = before.TrainConfig(model=str(model), data=str(rows), memory="100GB", **more)
+        plan_for(config)
+    return found[0]
+
+
+def plan_for(config: Any) -> Any:
+    from featherweight.run import load_config, settings_of, task_of
+
+    task = task_of(config)
+    settings = settings_of(config, len(task.train), 1e-3)
+    return before.before_the_run(config, load_config(config.model), task, fw.LoRA(), settings)
+
+
+def test_what_fits_stays_as_it_was_asked(wide: Path, rows: Path) -> None:
+    config = before.TrainConfig(model=str(wide), data=str(rows), memory="2GB")
+    chosen, settings = plan_for(config)
+    assert chosen == config
+    assert settings.micro_batch is None
+    assert settings.memory == 2 << 30
+
+
+def test_with_less_memory_fewer_rows_are_read_before_anything_less_exact_is_done(
+    wide: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = needed(wide, rows, batch_size=16)
+    capsys.readouterr()
+    config = before.TrainConfig(model=str(wide), data=str(rows), batch_size=16, memory=f"{(whole >> 20) - 1}MB")
+    chosen, settings = plan_for(config)
+    assert chosen.quantize == "none"
+    assert settings.micro_batch is not None or settings.checkpoint_activations == "layer"
+    assert settings.batch_size == 16  # of an update
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3
+    assert all(line.startswith("plan: ") for line in told)
+
+
+def test_what_was_asked_for_is_kept(wide: Path, rows: Path) -> None:
+    whole = needed(wide, rows, batch_size=16, quantize="nf4")
+    config = before.TrainConfig(
+        model=str(wide), data=str(rows), batch_size=16, quantize="nf4", memory=f"{(whole >> 20) - 1}MB"
+    )
+    chosen, _ = plan_for(config)
+    assert chosen.quantize == "nf4"
+
+
+def test_what_cannot_fit_is_refused_and_what_would_is_named(
+    wide: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least = needed(wide, rows, batch_size=1)
+    monkeypatch.setattr(before, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(before, "left_bytes", lambda _: int(least * 0.9))
+    with pytest.raises(fw.InputError, match=r"needs about .* this would fit .*(checkpoint|quantize)"):
+        plan_for(before.TrainConfig(model=str(wide), data=str(rows), batch_size=8))
+    monkeypatch.setattr(before, "left_bytes", lambda _: 1 << 20)
+    with pytest.raises(fw.InputError, match="no set of tricks brings it below"):
+        plan_for(before.TrainConfig(model=str(wide), data=str(rows), batch_size=8))
+
+
+def test_a_run_with_memory_to_spare_is_not_planned(wide: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(before, "consider", lambda *_, **__: pytest.fail("planned"))
+    plan_for(before.TrainConfig(model=str(wide), data=str(rows)))
+
+
+def test_the_command_line_trains_within_the_memory_it_is_given(
+    fw_cli: Cli, wide: Path, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = fw_cli("train", "--model", wide, "--data", rows, "--steps", "2", "--memory", "4GB", "--out", out)
+    assert done.code == 0, done.err
+    assert json.loads((out / "featherweight.json").read_text())["steps"] == 2
+    message = complaint(fw_cli("train", "--model", wide, "--data", rows, "--memory", "lots"))
+    assert "--memory 'lots' is not a size" in message
+    short = fw_cli("train", "--model", wide, "--data", rows, "--memory", "1MB", "--out", tmp_path / "none")
+    assert "does not fit into 0.00 GiB" in complaint(short)
+    assert not (tmp_path / "none").exists()
