@@ -19,6 +19,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,8 @@ from featherweight.plan import estimate
 from featherweight.plan.clock import calibrate, seconds
 from featherweight.plan.imagine import packs
 from featherweight.plan.simulate import a_tiny_update, simulate
+from featherweight.quant import keep_gradients
+from featherweight.quantise import quantising
 from featherweight.rows import Row
 from featherweight.tokens import IGNORE, Example
 
@@ -57,6 +60,7 @@ def draw(number: int) -> dict[str, Any]:
         "micro": rng.choice([n for n in (1, 2, 4, 8) if n <= size]), "dtype": rng.choice(("bfloat16", "float32")),
         "kept": rng.choice(("none", "none", "layer")), "packing": rng.choice((None, None, False)),
         "lean": rng.random() < 0.8, "optimizer": rng.choice(("adamw", "adamw", "adafactor", "sgd")),
+        "quantize": rng.choice(("none", "none", "none", "nf4", "int8")),
     }  # fmt: skip
 
 
@@ -110,16 +114,31 @@ def resident() -> int:
     return next(int(x.split()[1]) * 1024 for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)
 
 
+def random_model(cls: Any, shape: Any, dtype: str) -> Any:
+    """A model with random weights of this type."""
+    torch.set_default_dtype(DTYPES[dtype])
+    try:
+        return cls(shape)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def measure(run: dict[str, Any]) -> dict[str, Any]:
     """Run it; in a process of its own."""
     shape, rows, method = shape_of(run), rows_of(run), build_method(run["method"], {})
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     cls = type(skeleton(shape))
-    reset_peak(device)
-    before = resident() if device.type == "cpu" else 0
-    torch.set_default_dtype(DTYPES[run["dtype"]])
-    model: Any = cls(shape)
-    torch.set_default_dtype(torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        if run["quantize"] != "none":  # quantising is done while loading
+            random_model(cls, shape, run["dtype"]).save_pretrained(folder)
+        reset_peak(device)
+        before = resident() if device.type == "cpu" else 0
+        if run["quantize"] == "none":
+            model = random_model(cls, shape, run["dtype"])
+        else:
+            told = quantising(run["quantize"], DTYPES[run["dtype"]], device, skeleton(shape))
+            model = cls.from_pretrained(folder, dtype=DTYPES[run["dtype"]], **told)
+            keep_gradients(model)
     if device.type == "cpu":
         model.set_attn_implementation("eager")
     base = Base(model.eval().to(device), SimpleNamespace(pad_token_id=0), "random", device)
@@ -141,7 +160,15 @@ def predict(run: dict[str, Any]) -> dict[str, Any]:
     shape, rows, settings, dtype = shape_of(run), rows_of(run), settings_of(run), DTYPES[run["dtype"]]
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     heavy = heaviest(rows, settings, packs(shape, settings.packing))
-    peaks = simulate(shape, build_method(run["method"], {}), settings, heavy, dtype=dtype, cpu=device.type == "cpu")
+    peaks = simulate(
+        shape,
+        build_method(run["method"], {}),
+        settings,
+        heavy,
+        dtype=dtype,
+        quantize=run["quantize"],
+        cpu=device.type == "cpu",
+    )
     rates = calibrate(shape, sum(len(e.ids) for e in heavy), dtype, device, a_tiny_update(shape, device))
     share = estimate.mean_share(shape, rows, settings, heavy)
     layouts = settings.steps * settings.accumulate
