@@ -9,8 +9,8 @@ what its users would switch on for the same end.
     python benchmarks/tricks.py --model 1b --out benchmarks/results/tricks.jsonl
     python benchmarks/tricks.py --table benchmarks/results/tricks.jsonl > benchmarks/results/tricks.md
 
-`1b` is Llama-3.2-1B's shape with random weights, written to a temporary folder. The rows are those of `speed_work.answers`:
-eight answers of 100–400 tokens, the longest of 64.
+`1b` is Llama-3.2-1B's shape with random weights, written to a temporary folder. The rows are those of `speed_work.answers`,
+100–400 tokens: the longest eight of 64, for the larger model the longest four.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from featherweight.engine.train import Settings, fit
 from speed_sides import HFTrainer
 from speed_work import rows_of
 
-ONE_ROW = {"batch_size": 1, "accumulate": 8}
+ONE_ROW = {"batch_size": 1, "accumulate": 8}  # as many as there are rows
 TRICKS: dict[str, dict[str, Any]] = {
     "none": {},
     "one row at a time, accumulated": ONE_ROW,
@@ -56,6 +56,7 @@ TRICKS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 STEPS = 3
+ROWS = {"small": 8, "1b": 4}
 
 
 def one_billion(folder: Path) -> Path:
@@ -78,13 +79,16 @@ def one_billion(folder: Path) -> Path:
     return folder
 
 
-def row(model: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def row(model: str, chosen: dict[str, Any], size: int) -> dict[str, Any]:
     """Seconds of each step and the peak; in a process of its own."""
     chosen = dict(chosen)
+    for settings in (chosen, chosen.get("trainer", {})):
+        if "accumulate" in settings:
+            settings["accumulate"] = size
     load = {k: chosen.pop(k) for k in ("quantize", "stream_base") if k in chosen}
     trainer = chosen.pop("trainer", None)
     base = fw.load_base(model, dtype="bfloat16", **load)
-    rows = sorted(rows_of("answers", base, 64), key=lambda e: len(e.ids))[-8:]
+    rows = sorted(rows_of("answers", base, 64), key=lambda e: len(e.ids))[-size:]
     if trainer is not None:
         side = HFTrainer(base, "lora", more=trainer)
         reset_peak(base.device)
@@ -93,19 +97,19 @@ def row(model: str, chosen: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     fw.attach(base.model, fw.LoRA(r=8))
     reached: list[float] = []
-    settings = Settings(**{"steps": STEPS, "batch_size": 8, **chosen})
+    settings = Settings(**{"steps": STEPS, "batch_size": size, **chosen})
     report = fit(base, rows, settings, on_step=lambda r: reached.append(r.seconds))
     seconds = [b - a for a, b in zip([0.0, *reached], reached, strict=False)]
     return {"seconds": seconds, "losses": report.losses, "peak": report.peak_bytes, "stopped": report.stopped}
 
 
-def measure(name: str, model: str, rounds: int, only: str) -> dict[str, Any]:
+def measure(name: str, model: str, size: int, rounds: int, only: str) -> dict[str, Any]:
     """All rows, in turn."""
     found: dict[str, list[Any]] = {trick: [] for trick in TRICKS if only in trick or trick == "none"}
     for number in range(rounds):
         for trick in found:
             done = subprocess.run(
-                [sys.executable, __file__, "--child", model, json.dumps(TRICKS[trick])],
+                [sys.executable, __file__, "--child", model, json.dumps(TRICKS[trick]), str(size)],
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -154,10 +158,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only rows whose name contains this, and `none`")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(row(args.child[0], json.loads(args.child[1]))))
+        print(json.dumps(row(args.child[0], json.loads(args.child[1]), int(args.child[2]))))
         return
     if args.table:
         print("# What the tricks for small machines save, and what they cost")
@@ -167,7 +171,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = str(one_billion(Path(folder))) if args.model == "1b" else args.model
         name = "Llama-3.2-1B's shape, random weights" if args.model == "1b" else args.model
-        record = measure(name, model, args.rounds, args.only)
+        size = ROWS["1b" if args.model == "1b" else "small"]
+        record = measure(name, model, size, args.rounds, args.only)
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     known = [r for r in known if r["name"] != name] + [record]
     args.out.parent.mkdir(parents=True, exist_ok=True)
