@@ -259,15 +259,29 @@ def report(lines: list[dict[str, Any]]) -> dict[str, Any]:
         made["time_scale"] * line["predicted"]["seconds"] / statistics.median(line["measured"]["seconds"]) - 1
         for line in other
     ]
-    for name, off in (("allocated", tensors), ("resident", memory), ("time", time)):
+    fitted_on = len(lines) - len(other)
+    print("# How wrong is the plan?\n")
+    print(
+        f"Constants fitted on {fitted_on} runs, errors of the {len(other)} others. {lines[0]['provenance']['machine']}, ",
+        end="",
+    )
+    print(", ".join(f"{k} {v}" for k, v in lines[0]["provenance"]["versions"].items()), end=".\n\n")
+    print("| | median error | worst | target: median, worst |\n|---|---|---|---|")
+    for name, off, target in (
+        ("memory that PyTorch's allocator gave out", tensors, "3 %, 10 %"),
+        ("memory that the process grew by", memory, "3 %, 10 %"),
+        ("time of an update", time, "15 %"),
+    ):
         size = sorted(map(abs, off))
-        print(
-            f"{name}: median error {statistics.median(size):.1%}, worst {size[-1]:.1%}, of {len(off)} that were not fitted"
-        )
-    print(f"above the interval's upper end: {missed} of {len(other)}")
-    print(json.dumps(made))
-    for line, m, t in sorted(zip(other, memory, time, strict=True), key=lambda x: -abs(x[1]))[:5]:
-        print(f"  {m:+.1%} memory, {t:+.1%} time: {line['run']}")
+        print(f"| {name} | {statistics.median(size):.1%} | {size[-1]:.1%} | {target} |")
+    low, high = made["memory_error"]
+    print(
+        f"\nThe process grew by more than the interval's upper end ({low:+.0%} to {high:+.0%}) in {missed} of {len(other)} runs."
+    )
+    print("\nThe five runs whose growth was predicted worst:\n\n| growth | allocated | time | run |\n|---|---|---|---|")
+    worst = sorted(zip(memory, tensors, time, other, strict=True), key=lambda x: -abs(x[0]))[:5]
+    for m, a, t, line in worst:
+        print(f"| {m:+.0%} | {a:+.1%} | {t:+.0%} | {', '.join(f'{k} {v}' for k, v in line['run'].items())} |")
     return made
 
 
