@@ -1,9 +1,9 @@
 """How wrong is the plan? Random configurations, predicted and then run; constants from one half, errors from the other.
 
-Each run is `fit` itself on a model of 20 to 300 million random weights, in a process of its own, and has three measures:
+Each run is `fit` itself on a model of 10 to 150 million random weights, in a process of its own, and has three measures:
 
 * *allocated*: what PyTorch's allocator had given out at the highest point of `fit`, the model included (on a CPU from the profiler's
-  account of every allocation, in a second `fit`; on an accelerator `max_memory_allocated`). This is what is simulated.
+  account of every allocation, in two further updates; on an accelerator `max_memory_allocated`). This is what is simulated.
 * *resident*: how far the process's size, at its peak during `fit`, is above what it was before the model was built, everything
   imported. Beyond the above: pages of libraries, oneDNN's copies, and what the C library keeps after it was freed. On an accelerator
   it is what the allocator reserved.
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +37,8 @@ from featherweight import provenance
 from featherweight.adapter import attach
 from featherweight.base import DTYPES, Base, load_config, skeleton
 from featherweight.engine.memory import reset_peak
-from featherweight.engine.train import Report, Settings, fit, heaviest
+from featherweight.engine.train import Report, Settings, fit, heaviest, prepared
+from featherweight.engine.update import Learner
 from featherweight.methods.options import build_method
 from featherweight.plan import estimate
 from featherweight.plan.clock import calibrate, seconds
@@ -59,11 +59,12 @@ def draw(number: int) -> dict[str, Any]:
     """The configuration of run `number`."""
     rng = random.Random(number)
     family = rng.choice(("llama", "qwen3", "gpt2", "t5", "smollm2"))
-    width = rng.choice((384, 512, 640, 768, 1024))
+    width, length = rng.choice((384, 512, 640, 768)), rng.choice((32, 64, 128, 256, 512))
+    size = rng.choice([n for n in (1, 2, 4, 8) if n * length <= 1024])
     return {
         "number": number, "family": family, "width": width, "layers": rng.choice((4, 6, 8, 12)),
         "vocabulary": rng.choice((16_384, 32_768, 49_152)), "method": rng.choice(METHODS),
-        "length": rng.choice((32, 64, 128, 256, 512, 768)), "batch_size": (size := rng.choice((1, 2, 4, 8))),
+        "length": length, "batch_size": size,
         "micro": rng.choice([n for n in (1, 2, 4, 8) if n <= size]), "dtype": rng.choice(("bfloat16", "float32")),
         "kept": rng.choice(("none", "none", "layer")), "packing": rng.choice((None, None, False)),
         "lean": rng.random() < 0.8, "optimizer": rng.choice(("adamw", "adamw", "adafactor", "sgd")),
@@ -111,7 +112,7 @@ def rows_of(run: dict[str, Any]) -> list[Example]:
 def settings_of(run: dict[str, Any]) -> Settings:
     """How it is trained. Rows are read `micro` at a time by making so many small batches of an update."""
     return Settings(
-        steps=5, batch_size=run["micro"], accumulate=run["batch_size"] // run["micro"], checkpoint_activations=run["kept"],
+        steps=4, batch_size=run["micro"], accumulate=run["batch_size"] // run["micro"], checkpoint_activations=run["kept"],
         optimizer=run["optimizer"], packing=run["packing"], lean=run["lean"], lr=1e-5, seed=run["number"],
     )  # fmt: skip
 
@@ -144,7 +145,8 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
             model = random_model(cls, shape, run["dtype"])
         else:
             told = quantising(run["quantize"], DTYPES[run["dtype"]], device, skeleton(shape))
-            model = cls.from_pretrained(folder, dtype=DTYPES[run["dtype"]], **told)
+            quantised: Any = cls
+            model = quantised.from_pretrained(folder, dtype=DTYPES[run["dtype"]], **told)
             keep_gradients(model)
     if device.type == "cpu":
         model.set_attn_implementation("eager")
@@ -160,7 +162,9 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     assert report.micro_batch == run["micro"], report
     if device.type == "cpu":
         peak, weights = report.peak_bytes, sum(p.nbytes for p in {*model.parameters(), *model.buffers()})
-        given = weights + allocated(lambda: fit(base, rows, settings_of(run)))
+        given = weights + allocated(
+            base, heaviest(rows, settings_of(run), packs(shape, run["packing"])), settings_of(run)
+        )
     else:
         peak, given = torch.accelerator.max_memory_reserved(device), torch.accelerator.max_memory_allocated(device)
     return {
@@ -168,10 +172,15 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def allocated(work: Callable[[], Any]) -> int:
-    """The most bytes that PyTorch's CPU allocator had given out at one time during some work, above what it had before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
+def allocated(base: Base, rows: list[Example], settings: Settings) -> int:
+    """The most bytes that PyTorch's CPU allocator had given out at one time during two updates, above what it had before."""
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
+        prepared(base, settings) as tensors,
+    ):
+        learner = Learner(base, settings, tensors)
+        for _ in range(2):
+            learner.update([rows])
     found: Any = profiler.profiler
     events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
@@ -201,9 +210,9 @@ def predict(run: dict[str, Any]) -> dict[str, Any]:
     return {"parts": peaks.parts, "layouts": layouts, "seconds": share * seconds(peaks.work, rates)}
 
 
-def in_child(task: str, run: dict[str, Any]) -> dict[str, Any]:
-    """`measure` or `predict` in a fresh process."""
-    child = [sys.executable, __file__, "--child", task, json.dumps(run)]
+def in_child(run: dict[str, Any]) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    child = [sys.executable, __file__, "--child", json.dumps(run)]
     done = subprocess.run(child, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{run}: {done.stderr[-3000:]}")
@@ -292,11 +301,10 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=80)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--child", nargs=2)
+    parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
-        task, run = args.child[0], json.loads(args.child[1])
-        print(json.dumps(measure(run) if task == "measure" else predict(run)))
+        print(json.dumps(measure(json.loads(args.child))))
         return
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     known = {line["run"]["number"] for line in lines}
@@ -304,7 +312,7 @@ def main() -> None:
         if number in known:
             continue
         run = draw(number)
-        line = {"run": run, "predicted": in_child("predict", run), "measured": in_child("measure", run)}
+        line = {"run": run, "predicted": predict(run), "measured": in_child(run)}
         total, _ = simulated(line)
         print(
             number,

@@ -69,11 +69,12 @@ def train(folder: str, streaming: bool, group: str | None, told: Any) -> None:
 
 
 def limited(limit: int) -> Path | None:
-    """A new memory cgroup below our own with this limit; None where there can be none."""
+    """A new memory cgroup with this limit: below our own (v1), beside it (v2, not tried yet); None where there can be none."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, kind, own = line.split(":", 2)
         if kind in ("memory", ""):  # v1, v2
-            group = Path("/sys/fs/cgroup", kind, own.strip("/"), f"featherweight-{os.getpid()}")
+            above = own.strip("/") if kind else own.strip("/").rpartition("/")[0]
+            group = Path("/sys/fs/cgroup", kind, above, f"featherweight-{os.getpid()}")
             try:
                 group.mkdir()
                 (group / ("memory.limit_in_bytes" if kind else "memory.max")).write_text(str(limit))
@@ -121,8 +122,10 @@ def main() -> None:
         runs = [run(folder, streaming, None) for streaming in (False, True)]
         limit = args.limit_mb * MIB if args.limit_mb else runs[0]["peak_anonymous_bytes"] + size // 4
         if group := limited(limit):
-            runs += [run(folder, streaming, group) for streaming in (True, False)]
-            group.rmdir()
+            try:
+                runs += [run(folder, streaming, group) for streaming in (True, False)]
+            finally:
+                group.rmdir()
     from featherweight import provenance  # not before: see `processes`
 
     sizes = {"weights_bytes": size, "block_bytes": BLOCK_BYTES, "embeddings_and_head_bytes": 4 * WIDTH * WORDS}

@@ -72,7 +72,7 @@ def quantising(quantize: str, dtype: torch.dtype, device: torch.device, skeleton
     """
     from transformers import BitsAndBytesConfig
 
-    kept = _kept(skeleton, quantize)
+    kept = kept_dense(skeleton, quantize)
     if len(kept) == sum(map(is_linear, skeleton.modules())):
         raise InputError(
             f"--quantize {quantize}: this {type(skeleton).__name__} has no linear layer that could be quantised"
@@ -88,8 +88,9 @@ def quantising(quantize: str, dtype: torch.dtype, device: torch.device, skeleton
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def _kept(skeleton: Any, quantize: str) -> list[str]:
-    """Paths of the linear layers that stay as they are, besides those that transformers keeps."""
+def kept_dense(skeleton: Any, quantize: str) -> list[str]:
+    """Paths of the linear layers that stay as they are, those that transformers keeps in float32 among them."""
+    exact = tuple(getattr(skeleton, "_keep_in_fp32_modules", None) or ())
     heads = head_modules(skeleton) if is_classifier(skeleton) else ()
     head = skeleton.get_output_embeddings()
     return [
@@ -98,6 +99,7 @@ def _kept(skeleton: Any, quantize: str) -> list[str]:
         if is_linear(m)
         and (
             m is head
+            or path.endswith(exact)
             or any(f"{path}.".startswith(f"{h}.") for h in heads)
             or (quantize == "nf4" and features(m)[0] % BLOCK)
         )

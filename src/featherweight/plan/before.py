@@ -48,9 +48,9 @@ def before_the_run(
         return config, settings
     given: dict[str, Any] = {"dtype": dtype, "labels": task.labels if is_encoder(shape) else None}
     target = Target("this machine", room, cpu=device.type == "cpu")
-    asked = Tricks(config.checkpoint_activations, config.quantize)
+    asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
     plan = consider(shape, method, settings, rows, target, asked, **given)
-    if limit is None and (plan.low <= room or config.stream_base != "none"):
+    if limit is None and plan.low <= room:
         return config, settings
     if plan.fits(room) and plan.micro == settings.batch_size:
         note(f"plan: about {_gib(plan.bytes)}, at most {_gib(plan.high)}, of {_gib(room)}: it fits as it is")
@@ -60,7 +60,7 @@ def before_the_run(
     if found is None:
         raise InputError(
             f"{method.title} on {config.model} does not fit into {_gib(room)}: with one row at a time it needs about {_gib(plan.bytes)}, "
-            f"and no set of tricks brings it below; shorten rows with --max-length, take a smaller model, or try --stream-base"
+            f"and no set of tricks brings it below; shorten rows with --max-length, or take a smaller model"
         )
     if limit is None:
         raise InputError(
@@ -74,7 +74,8 @@ def _may(tricks: Tricks, asked: Tricks) -> bool:
     """Whether this set keeps what was asked for, and can be had."""
     if tricks.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
         return False
-    return asked.kept in ("none", tricks.kept) and asked.quantize in ("none", tricks.quantize)
+    pairs = ((asked.kept, tricks.kept), (asked.quantize, tricks.quantize), (asked.stream, tricks.stream))
+    return all(wanted in ("none", had) for wanted, had in pairs)
 
 
 def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple[TrainConfig, Settings]:
@@ -90,7 +91,8 @@ def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple
             else "plan: a quantised base is a little less exact; its adapter loads on the full one too"
         )
     )
-    changed = {"checkpoint_activations": plan.tricks.kept, "quantize": plan.tricks.quantize}
+    tricks = plan.tricks
+    changed = {"checkpoint_activations": tricks.kept, "quantize": tricks.quantize, "stream_base": tricks.stream}
     chosen = replace(settings, checkpoint_activations=plan.tricks.kept, micro_batch=plan.micro)
     return config.model_copy(update=changed), chosen
 

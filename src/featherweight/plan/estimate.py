@@ -10,6 +10,7 @@ Something fits where the upper end of the interval does.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,15 @@ from typing import Any
 import torch
 
 from ..attention import _seats
+from ..base import skeleton
+from ..encoder import is_encoder, own_labels
 from ..engine.train import Settings, batches
 from ..method import Method
+from ..stream import find_blocks
 from ..tokens import Example
 from .clock import Rates, seconds
 from .imagine import packs
+from .packed import pack_weights
 from .simulate import Peaks, simulate
 
 SHARED = ("activations", "loss", "workspace")  # what libraries and allocators take more of, in proportion
@@ -38,6 +43,8 @@ class Tricks:
     kept: str = "none"
     """`Settings.checkpoint_activations`."""
     quantize: str = "none"
+    stream: str = "none"
+    """Where the base's layers are brought in from: `none`, `ram` or `disk`."""
 
     @property
     def exact(self) -> bool:
@@ -46,17 +53,18 @@ class Tricks:
 
     def __str__(self) -> str:
         told = [self.quantize] * (self.quantize != "none") + [f"checkpoint {self.kept}"] * (self.kept != "none")
+        told += [f"stream {self.stream}"] * (self.stream != "none")
         return " + ".join(told) or "none"
 
 
 TRICKS = (
-    Tricks(),
-    Tricks("layer"),
-    Tricks("offload"),
-    Tricks("none", "nf4"),
-    Tricks("layer", "nf4"),
-    Tricks("layer", "int8"),
-)
+    Tricks(), Tricks("layer"), Tricks("offload"), Tricks("none", "nf4"), Tricks("layer", "nf4"), Tricks("layer", "int8"),
+    Tricks("layer", "none", "ram"), Tricks("layer", "nf4", "ram"),
+)  # fmt: skip
+LINK, DISK = (
+    12e9,
+    2e9,
+)  # bytes a second from the host's memory to a card (PCIe 4.0, 8 lanes), and from a disk: not measured
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ class Plan:
     def flags(self) -> str:
         """What to tell `featherweight train`, beyond what it was told."""
         told = f"--checkpoint-activations {self.tricks.kept} " * (self.tricks.kept != "none")
-        return (told + f"--quantize {self.tricks.quantize}" * (not self.tricks.exact)).strip()
+        told += f"--quantize {self.tricks.quantize} " * (not self.tricks.exact)
+        return (told + f"--stream-base {self.tricks.stream}" * (self.tricks.stream != "none")).strip()
 
 
 @functools.cache
@@ -138,10 +147,26 @@ def predict(
         config, method, settings, rows, dtype=dtype, quantize=tricks.quantize, cpu=target.cpu, micro=micro,
         labels=labels, evaluation=evaluation,
     )  # fmt: skip
-    parts, low, high = completed(peaks, target, settings.steps * settings.accumulate)
+    away = fetched = 0
+    if tricks.stream != "none":
+        away, fetched = elsewhere(config, dtype, tricks.quantize, labels)
+    kept = replace(peaks, phases={k: {**v, "weights": v["weights"] - away} for k, v in peaks.phases.items()})
+    parts, low, high = completed(kept, target, settings.steps * settings.accumulate)
     known = constants()["cpu" if target.cpu else "accelerator"]
     taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
+    if taken is not None and fetched:  # layers are brought in while the device computes
+        taken = max(taken, fetched * -(-len(rows) // micro) / (DISK if tricks.stream == "disk" else LINK))
     return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained)
+
+
+def elsewhere(config: Any, dtype: torch.dtype, quantize: str, labels: Sequence[str] | None) -> tuple[int, int]:
+    """(bytes of a streamed base that are not there at one time, bytes that a step brings in): two layers are there."""
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    model = skeleton(config, labels or (own_labels(config) if is_encoder(config) else None))
+    pack_weights(model, quantize)
+    layers = [sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in find_blocks(model)]
+    return max(0, sum(layers) - 2 * max(layers)), 2 * sum(layers)
 
 
 def consider(
@@ -168,13 +193,19 @@ def consider(
 
 def sets_for(target: Target) -> Iterator[Tricks]:
     """The tricks that mean something here."""
-    return (t for t in TRICKS if t.kept != "offload" or not target.cpu)
+    sets = (t for t in TRICKS if t.kept != "offload" or not target.cpu)
+    return (replace(t, stream="disk") if target.cpu and t.stream != "none" else t for t in sets)
 
 
 def rank(plan: Plan, memory_bytes: int) -> tuple[Any, ...]:
-    """What fits comes first, then what is exact, then what is quick; of what does not fit, what needs least."""
+    """What fits comes first, then what is not streamed, then what is exact, then what is quick; else what needs least."""
     fits = plan.fits(memory_bytes)
-    return not fits, not plan.tricks.exact and fits, (plan.seconds or 0.0) if fits else plan.high, plan.bytes
+    return not fits, _order(plan.tricks) if fits else (), (plan.seconds or 0.0) if fits else plan.high, plan.bytes
+
+
+def _order(tricks: Tricks) -> tuple[bool, bool]:
+    """Streaming last, because it is slow; of the rest, what changes a result after what does not."""
+    return tricks.stream != "none", not tricks.exact
 
 
 def choose(
@@ -189,7 +220,8 @@ def choose(
     sets: Sequence[Tricks] | None = None,
     **given: Any,
 ) -> Plan | None:
-    """The cheapest plan that fits into this memory, or None: the quickest of those with exact tricks, else of the others.
+    """The cheapest plan that fits into this memory, or None: the quickest of those with exact tricks, else of the others,
+    and streaming only where nothing else does.
 
     `sets` are the tricks to choose from; by default all that mean something there.
 
@@ -199,12 +231,13 @@ def choose(
     from .clock import rates_of
 
     target = Target("this memory", memory_bytes, cpu, rates or rates_of(find_card("RTX 3060")))
-    for exact in (True, False):
+    known = list(sets_for(target) if sets is None else sets)
+    for group in sorted({_order(tricks) for tricks in known}):
         plans = [
             consider(config, method, settings, rows, target, tricks, **given)
             for method in methods
-            for tricks in (sets_for(target) if sets is None else sets)
-            if tricks.exact is exact
+            for tricks in known
+            if _order(tricks) == group
         ]
         if fitting := [p for p in plans if p.fits(memory_bytes)]:
             return min(fitting, key=lambda p: rank(p, memory_bytes))

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, nearest
-from ..sites import classifier_heads, features, is_linear
+from ..quantise import kept_dense
+from ..sites import features, is_linear
 
 QUANTISATIONS = ("none", "nf4", "int8")
 BLOCK, BLOCKS = 64, 256  # weights that share a scale; scales that share theirs
@@ -71,10 +72,9 @@ def pack_weights(model: Any, quantize: str) -> None:
         raise InputError(f"quantize {quantize!r} is unknown; {nearest(quantize, QUANTISATIONS)}")
     if quantize == "none":
         return
-    head = model.get_output_embeddings() if model.can_generate() else None
-    heads = classifier_heads(model)
+    kept = {*kept_dense(model, quantize)}
     for path, site in list(model.named_modules()):
-        if not path or not is_linear(site) or site is head or path.split(".")[0] in heads:
+        if not path or not is_linear(site) or path in kept:
             continue
         d_in, d_out = features(site)
         made = Packed(d_in, d_out, site.bias, site.weight.dtype, 4 if quantize == "nf4" else 8)

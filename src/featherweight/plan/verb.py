@@ -44,7 +44,7 @@ def run_plan(config: PlanConfig) -> int:
     target = target_of(config, shape, rows, dtype)
     share = mean_share(shape, examples, settings, rows)
     given: dict[str, Any] = {"dtype": dtype, "labels": labels}
-    asked = Tricks(config.checkpoint_activations, getattr(config, "quantize", "none"))
+    asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
     first = predict(shape, methods[0], settings, rows, target, asked, **given)
     scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=True, **given)
     print("\n".join(sentences(config.model, first, scoring, target, settings, share, rows)))
