@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +12,14 @@ import torch
 
 import featherweight as fw
 import models
+from command import Cli, complaint
 from featherweight.adapter import attach
 from featherweight.base import Base
 from featherweight.engine.batches import keeps_apart
+from featherweight.engine.optimizers import OPTIMIZERS
 from featherweight.engine.train import Settings
+from featherweight.plan.cards import CARDS, find_card, read_bytes
+from featherweight.plan.estimate import Target, Tricks, choose, predict, sets_for
 from featherweight.plan.follow import Follower
 from featherweight.plan.simulate import simulate, watch_update
 from subjects import METHODS, examples
@@ -48,3 +54,102 @@ def test_the_simulated_tensors_are_those_of_a_real_step(family: str, name: str, 
     found = simulate(base.model.config, METHODS[name], settings, rows, dtype=torch.float32, whole=True)
     for phase, parts in happened.peaks().items():
         assert sum(found.phases[phase].values()) == pytest.approx(sum(parts.values()), rel=0.01), phase
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_can_be_planned(name: str) -> None:
+    config = models.FAMILIES["llama"]().config
+    rows = examples(models.FAMILIES["llama"]())
+    states = {
+        kind: simulate(config, fw.LoRA(r=8), Settings(optimizer=kind), rows).parts.get("optimiser", 0)
+        for kind in ("adamw", name)
+    }
+    assert states[name] <= states["adamw"]
+    assert (states[name] == 0) == (name == "sgd")
+
+
+def llama(layers: int = 12, **more: Any) -> Any:
+    """A Llama deep enough for its layers to be worth something."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, **more,
+    )  # fmt: skip
+
+
+def test_a_deep_model_is_the_line_through_two_shallow_ones() -> None:
+    rows = examples(models.FAMILIES["llama"]())
+    drawn = simulate(llama(), fw.LoRA(r=8), Settings(), rows)
+    whole = simulate(llama(), fw.LoRA(r=8), Settings(), rows, whole=True)
+    assert drawn.bytes == pytest.approx(whole.bytes, rel=0.005)
+    assert drawn.parameters == whole.parameters
+    assert drawn.trained == whole.trained
+
+
+def test_more_rows_need_more_and_computing_again_needs_less() -> None:
+    rows = examples(models.FAMILIES["llama"]())
+
+    def needed(**more: Any) -> int:
+        settings = Settings(**{"batch_size": 6, "checkpoint_activations": "none", **more})
+        return simulate(llama(), fw.LoRA(r=8), settings, rows[: settings.batch_size]).bytes
+
+    assert needed(batch_size=1) < needed(batch_size=3) < needed()
+    assert needed(checkpoint_activations="layer") < needed()
+
+
+def test_quantised_and_streamed_weights_are_smaller() -> None:
+    rows, target = examples(models.FAMILIES["llama"]()), Target("a card", 2**30, cpu=False)
+
+    def weights(tricks: Tricks) -> int:
+        return predict(llama(), fw.LoRA(r=8), Settings(), rows, target, tricks).parts["weights"]
+
+    assert weights(Tricks(quantize="nf4")) < 0.6 * weights(Tricks())
+    assert weights(Tricks(quantize="int8")) < 0.8 * weights(Tricks())
+    assert weights(Tricks(stream="ram")) < 0.3 * weights(Tricks())  # two layers of twelve, and the embeddings
+
+
+def test_what_is_chosen_fits_and_is_exact_where_that_is_possible() -> None:
+    rows = examples(models.FAMILIES["llama"]())
+    target = Target("a card", 0, cpu=False)
+    highs = {
+        tricks: predict(llama(), fw.LoRA(r=8), Settings(), rows, target, tricks, micro=1).high
+        for tricks in sets_for(target)
+    }
+    plenty = choose(llama(), [fw.LoRA(r=8)], Settings(), rows, 2 * max(highs.values()))
+    assert plenty is not None
+    assert plenty.tricks == Tricks()
+    tight = max(high for tricks, high in highs.items() if tricks.exact and tricks.stream == "none")
+    found = choose(llama(), [fw.LoRA(r=8)], Settings(), rows, tight)
+    assert found is not None
+    assert found.high <= tight
+    assert found.tricks.exact
+    assert choose(llama(), [fw.LoRA(r=8)], Settings(), rows, min(highs.values()) // 2) is None
+
+
+@pytest.mark.parametrize(("asked", "found"), [("RTX 4060 8GB", "RTX 4060 8GB"), ("rtx4090", "RTX 4090 24GB")])
+def test_cards_are_found_however_they_are_written(asked: str, found: str) -> None:
+    assert find_card(asked).name == found
+
+
+def test_an_unknown_card_or_size_is_one_line() -> None:
+    with pytest.raises(fw.InputError, match="RTX"):
+        find_card("RTX 9999")
+    with pytest.raises(fw.InputError, match="write it as 12GB"):
+        read_bytes("much")
+    assert read_bytes("1.5 GB") == 3 * 2**29
+    assert len(CARDS) >= 20
+
+
+def test_the_command_needs_a_configuration_alone(fw_cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(llama().to_dict() | {"architectures": ["LlamaForCausalLM"]}))
+    done = fw_cli("plan", "--model", file, "--gpu", "RTX 4060 8GB", "--length", "32", "--method", "lora,ia3")
+    assert done.code == 0, done.err
+    assert "It fits into the 8.0 GiB of RTX 4060 8GB." in done.out
+    for word in ("weights", "activations", "optimiser", "nf4 + checkpoint layer", "(IA)³", "Best: featherweight train"):
+        assert word in done.out
+    small = fw_cli("plan", "--model", file, "--memory", "100MB", "--length", "32")
+    assert small.code == 1
+    assert "does not fit into the 0.1 GiB" in small.out
+    assert "give its folder or hub id" in complaint(fw_cli("plan", "--model", file, "--data", "rows.csv"))

@@ -24,6 +24,8 @@ from torch import nn
 from ..errors import InputError, nearest
 
 OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "sgd", "lion")
+STATE_BYTES = {"adamw8bit": 2, "paged_adamw8bit": 2, "lion": 4}
+"""Bytes of state that those of bitsandbytes keep for a trained number."""
 _BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit", "lion": "Lion"}
 
 

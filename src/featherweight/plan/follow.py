@@ -77,6 +77,8 @@ class Follower(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:  # Adafactor asks for a norm; any number does
+            return 1.0
         out = func(*args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
         part = "activations" if backward and self.part == "loss" else self.part

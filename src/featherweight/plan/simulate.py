@@ -18,7 +18,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ..attention import rows_apart
 from ..base import Base, skeleton
 from ..encoder import is_encoder, own_labels
 from ..engine.lean import lean
+from ..engine.optimizers import STATE_BYTES
 from ..engine.train import Settings, training
 from ..engine.update import Learner
 from ..method import Method
@@ -84,6 +85,10 @@ def simulate(
     kernel stands in (it keeps the same). `whole` simulates every layer.
     """
 
+    kept = STATE_BYTES.get(settings.optimizer, 0)
+    if kept:  # bitsandbytes' optimisers look at numbers: their states are added up instead
+        settings = replace(settings, optimizer="sgd")
+
     def at(config: Any) -> Peaks:
         base = imagined(config, method, dtype=dtype, quantize=quantize, labels=labels, on_cpu=cpu, steps=settings.steps)
         follower = Follower(1 if cpu else GRAIN)
@@ -95,7 +100,11 @@ def simulate(
                 watch_update(base, settings, rows, follower, packing, micro or settings.batch_size, foreach=not cpu)
         parameters = {id(p): p.numel() for p in base.model.parameters()}
         trained = sum(p.numel() for p in trainable(base.model))
-        return Peaks(follower.peaks(), follower.work, sum(parameters.values()), trained)
+        phases = follower.peaks()
+        for parts in phases.values() if kept else ():  # and copied twice, as all that an update changes
+            parts["optimiser"] = parts.get("optimiser", 0) + kept * trained
+            parts["copies"] = parts.get("copies", 0) + 2 * kept * trained
+        return Peaks(phases, follower.work, sum(parameters.values()), trained)
 
     depth, shallow = depth_of(config), max(SHALLOW, period_of(config))
     if whole or depth is None or depth <= 2 * shallow or not _layers_alike(config, depth, shallow):
