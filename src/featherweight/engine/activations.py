@@ -36,7 +36,7 @@ def activations(model: Any, kept: str) -> Iterator[None]:
         raise InputError(f"--checkpoint-activations: the layers of {type(model).__name__} cannot be computed again")
     before = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     _switch(model, "enable", {"use_reentrant": False})
-    away = _on_host() if kept == "offload" and model.device.type != "cpu" else nullcontext()
+    away = _on_host(model) if kept == "offload" and model.device.type != "cpu" else nullcontext()
     try:
         with away:
             yield
@@ -53,15 +53,16 @@ def _switch(model: Any, to: str, *given: Any) -> None:
     getattr(model, f"{named}_{to}")(*given)
 
 
-def _on_host() -> Any:
+def _on_host(model: Any) -> Any:
     """Saved tensors go to pinned host memory on a stream of their own, and come back when they are asked for.
 
     Only a layer's input reaches these hooks: within a layer, checkpointing has hooks of its own, further inside.
     """
     beside = torch.Stream(torch.accelerator.current_accelerator())
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}  # they are there anyway
 
     def pack(t: Tensor) -> Any:
-        if t.device.type == "cpu" or t.numel() < SMALL or isinstance(t, torch.nn.Parameter):
+        if t.device.type == "cpu" or t.numel() < SMALL or t.untyped_storage().data_ptr() in weights:
             return t
         host = torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
         beside.wait_stream(torch.accelerator.current_stream())

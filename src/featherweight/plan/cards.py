@@ -1,7 +1,8 @@
 """Cards that people own: their memory, and how fast they read it and multiply.
 
-None of these was measured by us: they are what the vendors print. Memory and bandwidth: the products' specification pages.
-Rates are of dense products in 16-bit numbers with sums in float32:
+None of these was measured by us. Memory and bandwidth are those of the vendors' specifications as we know them; the bandwidths of the
+RTX 4060, 4060 Ti, 4090, 5070, 5070 Ti, 5080 and 5090 were compared with printed ones, the others were not. Rates are of dense
+products in 16-bit numbers with sums in float32, computed from what is printed:
 
 * NVIDIA: the appendices of the architecture whitepapers (Turing TU102, Ampere GA102, Ada, RTX Blackwell) for the large cards;
   the others by the same rule, the stated boost clock and number of cores: on Turing 256 operations a core pair's clock, from Ampere

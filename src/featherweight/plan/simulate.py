@@ -85,7 +85,7 @@ def simulate(
     kernel stands in (it keeps the same). `whole` simulates every layer.
     """
 
-    kept = STATE_BYTES.get(settings.optimizer, 0)
+    kept, paged = STATE_BYTES.get(settings.optimizer, 0), settings.optimizer.startswith("paged")
     if kept:  # bitsandbytes' optimisers look at numbers: their states are added up instead
         settings = replace(settings, optimizer="sgd")
 
@@ -103,7 +103,8 @@ def simulate(
         phases = follower.peaks()
         for parts in phases.values() if kept else ():  # and copied twice, as all that an update changes
             parts["optimiser"] = parts.get("optimiser", 0) + kept * trained
-            parts["copies"] = parts.get("copies", 0) + 2 * kept * trained
+            if not paged:
+                parts["copies"] = parts.get("copies", 0) + 2 * kept * trained
         return Peaks(phases, follower.work, sum(parameters.values()), trained)
 
     depth, shallow = depth_of(config), max(SHALLOW, period_of(config))
