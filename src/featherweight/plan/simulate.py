@@ -33,7 +33,7 @@ from ..engine.optimizers import STATE_BYTES
 from ..engine.train import Settings, training
 from ..engine.update import Learner
 from ..method import Method
-from ..methods.lora import LoRA
+from ..methods.options import build_method
 from ..rows import Row
 from ..scoring import first_token_scores, label_scores
 from ..tokens import Example
@@ -240,7 +240,7 @@ def _telling(base: Base, follower: Follower) -> Iterator[None]:
 def a_tiny_update(config: Any, device: torch.device) -> tuple[Base, Work, Callable[[], Any]]:
     """A small real base of this architecture, the work of an update of it, and a function that does it: all overhead."""
     base = tiny(config, device)
-    attach(base.model, LoRA(target_modules="all-linear"))
+    attach(base.model, build_method("lora", {"target_modules": "all-linear"}))
     labels = [0] if base.classifies else [2] * 8
     rows = [Example([3, 4, 5, 6, 7, 8, 9, 10], labels, [3], Row((), "", "tiny"))] * 2
     settings, packing, follower = Settings(batch_size=2), packs(config, None), Follower()
