@@ -54,11 +54,12 @@ class Packed(nn.Linear):
 
 
 class _Unpacked(torch.autograd.Function):
-    """x Wᵀ + b, keeping nothing: the packed weight is the layer's."""
+    """x Wᵀ + b. The packed weight is the layer's; in 8 bits bitsandbytes also keeps x, in 4 bits nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Packed) -> Tensor:
         ctx.layer = layer
+        ctx.kept = x if layer.bits == 8 else None  # where not even checkpointing lets it go
         return F.linear(x, layer.dense(), layer.bias)
 
     @staticmethod
