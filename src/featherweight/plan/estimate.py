@@ -1,9 +1,10 @@
 """From a simulation to a promise: what the simulation cannot see, an interval, and the choice among tricks.
 
 A simulated peak lacks the process itself, what a matrix library takes for its copies, and the allocator's gaps. `constants.json`
-has a figure for each, for CPUs and for accelerators, found by `benchmarks/plan_error.py` on one half of its configurations;
-the interval is that of the errors on the other half. Where nothing has been measured yet, it says so (`measured` is null) and
-the interval is a wide one: ±15 % of memory.
+has a figure for each, for CPUs and for accelerators, found by `benchmarks/plan_error.py` on one half of its configurations. The
+interval is of these figures (`unseen_error`): what is simulated is right within a few per cent, what is not seen may be half or
+several times as much. Where nothing has been measured yet, it says so (`measured` is null) and the interval is a wide guess:
+±15 % of all memory.
 
 Something fits where the upper end of the interval does.
 """
@@ -121,9 +122,11 @@ def completed(peaks: Peaks, target: Target, layouts: int = 1) -> tuple[dict[str,
     known = constants()["cpu" if target.cpu else "accelerator"]
     parts = {**peaks.parts}
     parts["workspace"] = parts.get("workspace", 0) + parts.pop("seats", 0) * max(1, min(KEPT_LAYOUTS, layouts))
-    parts["workspace"] += round(known["fixed_bytes"] + known["share"] * sum(parts.get(part, 0) for part in SHARED))
+    unseen = known["fixed_bytes"] + known["share"] * sum(parts.get(part, 0) for part in SHARED)
+    parts["workspace"] += round(unseen)
     growth, process = sum(parts.values()), known["process_bytes"]
-    low, high = (round(process + growth * (1 + error)) for error in known["memory_error"])
+    errors = zip(known["memory_error"], known["unseen_error"], strict=True)
+    low, high = (round(process + growth * (1 + all_) + unseen * of_unseen) for all_, of_unseen in errors)
     return {**parts, "process": process}, low, high
 
 
