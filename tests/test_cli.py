@@ -711,16 +711,16 @@ def test_ctrl_c_in_a_comparison_keeps_the_finished_rows(reviews: Path, llama: Pa
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter(
     fw_cli: Cli, reviews: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featherweight.engine import train
+    from featherweight.engine import update
 
     calls = []
-    original = train.labelled_loss
+    original = update.labelled_loss
 
-    def third_is_nan(model: Any, batch: Any, labelled: int) -> Any:
+    def third_step_is_nan(model: Any, batch: Any, labelled: int) -> Any:
         calls.append(1)
-        return original(model, batch, labelled) * (float("nan") if len(calls) == 3 else 1)
+        return original(model, batch, labelled) * (float("nan") if len(calls) == 4 else 1)  # the first is the rehearsal
 
-    monkeypatch.setattr(train, "labelled_loss", third_is_nan)
+    monkeypatch.setattr(update, "labelled_loss", third_step_is_nan)
     result = fw_cli("train", "--model", llama, "--data", reviews, "--steps", 9, "--dtype", "float32", "--out", "mine")
     assert result.code == 1
     assert "not finite at step 3" in result.err
