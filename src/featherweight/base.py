@@ -175,13 +175,16 @@ def load_config(name: str) -> Any:
 
 def load_tokenizer(name: str) -> Any:
     """A model's tokenizer alone, as `load_base` gives it."""
-    from transformers import AutoTokenizer
-
-    source, packed = _source(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **packed)
+        return _tokenizer(*_source(name))
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise _explain(name, e) from None
+
+
+def _tokenizer(source: str, packed: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **packed)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -251,7 +254,6 @@ def load_base(
     `none`, `nf4` or `int8`, see `quantise.py`; what is stored quantised already is loaded as it is. `stream_base` brings the
     layers' weights in from there while the model runs (see `stream.py`): they stay frozen for good.
     """
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     place = pick_device(device)
@@ -271,7 +273,7 @@ def load_base(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **packed)
+        tokenizer = _tokenizer(source, packed)
         if packed:
             extra |= _dequantised()
         with torch.random.fork_rng(devices=[]):
@@ -304,8 +306,6 @@ def load_base(
     if place.type == "cpu":
         with suppress(ValueError, KeyError):
             model.set_attn_implementation("eager")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if not encoder:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     if stream_base != "none":

@@ -10,8 +10,8 @@ transformers' own loader does the work: it reads one tensor at a time, quantises
 Quantised are the linear layers of the stack, GPT-2's transposed ones too. Kept as they are: embeddings, norms, the output
 head, what a classifier may have to train (its head and pooler), fused experts, and what transformers keeps in float32
 for fear of overflow — T5's `wo`, whose weight tells T5 what to cast its input to. In NF4 also layers whose inputs are no
-multiple of 64: bitsandbytes 0.50 unpacks them wrongly on a CPU (it starts a new block with each row; the error is 24 % instead
-of 9 %), though few models have such.
+multiple of 64: bitsandbytes 0.50 unpacks them wrongly on a CPU (it starts a new block with each row; the error is 26 % instead
+of 9 % for 96 inputs), though few models have such.
 
 A GGUF file is unpacked to bfloat16 once and kept in the cache, because transformers quantises safetensors only. That first time
 the whole model is in memory; afterwards it loads like any other.

@@ -62,10 +62,8 @@ TRICKS = (
     Tricks(), Tricks("layer"), Tricks("offload"), Tricks("none", "nf4"), Tricks("layer", "nf4"), Tricks("layer", "int8"),
     Tricks("layer", "none", "ram"), Tricks("layer", "nf4", "ram"),
 )  # fmt: skip
-LINK, DISK = (
-    12e9,
-    2e9,
-)  # bytes a second from the host's memory to a card (PCIe 4.0, 8 lanes), and from a disk: not measured
+# Bytes a second from the host's memory to a card (PCIe 4.0, 8 lanes), and from a disk: guesses, not measured.
+LINK, DISK = 12e9, 2e9
 
 
 @dataclass(frozen=True)
