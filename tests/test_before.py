@@ -50,7 +50,7 @@ def needed(model: Path, rows: Path, **more: Any) -> int:
 
 
 def plan_for(config: Any) -> Any:
-    from featherweight.run import load_config, settings_of, task_of
+    from featherweight.prepare import load_config, settings_of, task_of
 
     task = task_of(config)
     settings = settings_of(config, len(task.train), 1e-3)

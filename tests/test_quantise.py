@@ -166,7 +166,7 @@ def test_the_flag_reaches_the_base(
     def refuse(*_: Any, quantize: str, **__: Any) -> None:
         raise fw.InputError(f"asked for {quantize}")
 
-    monkeypatch.setattr("featherweight.run.load_base", refuse)
+    monkeypatch.setattr("featherweight.prepare.load_base", refuse)
     data = ["--prompt", "a"] if verb == "generate" else ["--data", reviews]
     assert "asked for nf4" in fw_cli(verb, "--model", llama, *data, "--quantize", "nf4").err
 

@@ -26,7 +26,7 @@ _WHERE = {
     "Base": "base", "load_base": "base",
     "Task": "task", "load_task": "task",
     "train": "api", "evaluate": "api", "generate": "api",
-    "save": "checkpoint", "load": "checkpoint",
+    "save": "adapter_folder", "load": "adapter_folder",
     "merge": "merging", "unmerge": "merging",
     "InputError": "errors",
 }  # fmt: skip
@@ -34,9 +34,9 @@ __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
     from .adapter import attach, attached, count, detach, live, rename
+    from .adapter_folder import load, save
     from .api import evaluate, generate, train
     from .base import Base, load_base
-    from .checkpoint import load, save
     from .errors import InputError
     from .merging import merge, unmerge
     from .method import Method, Part

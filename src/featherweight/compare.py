@@ -12,9 +12,9 @@ from pathlib import Path
 
 from . import provenance, report
 from .adapter import attached, count, detach
+from .adapter_folder import save
 from .api import begin
 from .base import Base
-from .checkpoint import save
 from .engine.train import Report, Settings, fit
 from .method import Method
 from .methods import method_name

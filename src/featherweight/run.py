@@ -10,47 +10,45 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import report
-from .adapter import attach, attached, count, detach
+from .adapter import attach, attached, count
+from .adapter_folder import load, read_method, save
 from .api import begin, generate
-from .base import DTYPES, Base, load_base, load_config, pick_device, save_base, skeleton
-from .checkpoint import CONFIG, load, read_about, read_method, save
+from .base import DTYPES, load_base, load_config, pick_device, save_base, skeleton
 from .compare import ADVICE, compare, evaluate_with_bar, fit_with_bar
 from .config import (
-    BaseConfig,
     CompareConfig,
-    Config,
-    DataConfig,
     EvaluateConfig,
     GenerateConfig,
     MergeConfig,
     TrainConfig,
-    TrainingConfig,
-    to_toml,
 )
 from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
-from .engine.optimizers import check_optimizer
-from .engine.train import Settings
 from .errors import InputError
 from .merging import merge, refuse_unmergeable
-from .method import Method
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .plan.before import before_the_run
-from .plan.cards import read_bytes
+from .prepare import (
+    announce,
+    base_for,
+    check_adapter,
+    check_writable,
+    describe,
+    new_folder,
+    prepare,
+    settings_of,
+    task_of,
+)
 from .progress import mebibytes, note
-from .quantise import refuse_quantising
-from .stream import check_source
-from .task import Task, load_task
-from .tokens import Writer, writer_for
+from .tokens import writer_for
 
 
 def run_compare(config: CompareConfig) -> int:
@@ -123,7 +121,7 @@ def run_train(config: TrainConfig) -> int:
 
 def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
-    saved = _check_adapter(config.adapter)
+    saved = check_adapter(config.adapter)
     labels = saved.get("labels") or None
     own = saved.get("data") == named(config.data) and config.test_data is None
     held_out = own or config.data == DATA or config.test_data is not None or not Path(config.data).expanduser().exists()
@@ -137,7 +135,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
         config = config.model_copy(update=columns)
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
-        _check_writable(config.out)
+        check_writable(config.out)
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
         task = task.in_order(head_order(load_config(name), task.labels))
@@ -160,7 +158,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
 
 def run_generate(config: GenerateConfig) -> int:
     """`featherweight generate`."""
-    saved = _check_adapter(config.adapter)
+    saved = check_adapter(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
     base = base_for(config, config.model or saved.get("base") or MODEL)
@@ -187,7 +185,7 @@ def run_merge(config: MergeConfig) -> int:
     if config.adapter is None:
         raise InputError("give --adapter, the folder of the adapter to merge")
     pick_device(config.device)
-    saved = _check_adapter(config.adapter)
+    saved = check_adapter(config.adapter)
     name, labels = config.model or saved.get("base") or MODEL, saved.get("labels")
     told = load_config(name)
     skeletal = skeleton(told, labels)
@@ -234,147 +232,3 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
             where = f"with a head for {config.num_labels} labels: " if is_encoder(config) else where
             print(f"{'':14} {where}{total:,} parameters, {trained:,} of them trained ({100 * trained / total:.4f} %)")
         print()
-
-
-def base_for(config: BaseConfig, name: str, labels: Sequence[str] | None = None) -> Base:
-    """A base, loaded as the configuration says."""
-    return load_base(
-        name, labels, dtype=config.dtype, device=config.device, quantize=config.quantize, stream_base=config.stream_base
-    )
-
-
-def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
-    """The engine's settings from a configuration."""
-    return Settings(
-        steps=config.steps_for(rows), batch_size=config.batch_size, accumulate=config.accumulate,
-        packing=config.packing, lean=config.lean,
-        memory=None if config.memory is None else read_bytes(config.memory),
-        checkpoint_activations=config.checkpoint_activations, optimizer=config.optimizer, lr=lr, warmup=config.warmup,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
-    )  # fmt: skip
-
-
-def prepare(
-    config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str, asked: Sequence[str]
-) -> tuple[Task, list[Method], Path, list[str]]:
-    """The task, the methods, and the folder for the result — after everything that can be checked without weights.
-
-    Of the methods, those that do not work on this model are left out if they are not among the `asked`, and the last thing
-    returned says why.
-    """
-    check_source(config.stream_base, pick_device(config.device))
-    for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
-        build_method(name, options)
-    check_optimizer(config.optimizer)
-    if config.memory is not None:
-        read_bytes(config.memory)
-    task, shape = task_of(config), load_config(config.model)
-    refuse_quantising(shape, config.quantize)
-    task = task.in_order(head_order(shape, task.labels))
-    if config.metric == "exact_match" and is_encoder(shape):
-        raise InputError(
-            "--metric exact_match needs a model that writes text; an encoder answers with a class: use labels"
-        )
-    skeletal, fit, left_out = skeleton(shape, task.labels), list[Method](), list[str]()
-    for method in methods:
-        method.scheduled(config.steps_for(len(task.train)))  # are there steps for all it wants to do?
-        try:
-            attach(skeletal, method, encode=lambda _: [0])  # on the meta device: are there modules of these names?
-        except InputError as e:
-            if method_name(method) in asked:
-                raise
-            left_out.append(f"{method.title} was left out: {e}")
-        else:
-            detach(skeletal)
-            fit.append(method)
-    if not fit:
-        raise InputError(f"no method works on this model; {left_out[0]}")
-    return task, fit, new_folder(config.out, verb), left_out
-
-
-def task_of(
-    config: DataConfig, *, labels: Sequence[str] | None = None, template: str | None = None, test_only: bool = False
-) -> Task:
-    """The task of a configuration; `template` is an adapter's, and used where the configuration has none."""
-    task = load_task(
-        config.data, test_data=config.test_data, text_column=config.text_column, label_column=config.label_column,
-        prompt_column=config.prompt_column, response_column=config.response_column,
-        template=config.template.replace("\\n", "\n") if config.template else template,
-        test_fraction=config.test_fraction, test_rows=config.test_rows, seed=config.seed, labels=labels, test_only=test_only,
-    )  # fmt: skip
-    if config.metric == "labels" and not task.labels:
-        raise InputError("--metric labels needs a label column; exact_match compares texts")
-    return task
-
-
-def new_folder(wanted: str | None, verb: str) -> Path:
-    """Make the folder for a result: the wanted one, which must be new or empty, or the next free one under runs/."""
-    if wanted is not None:
-        folder = Path(wanted).expanduser()
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {wanted} is a file; choose a new folder")
-    else:
-        number = 1
-        while (folder := Path("runs") / f"{verb}-{number:03}").exists():
-            number += 1
-    try:
-        folder.mkdir(parents=True, exist_ok=wanted is not None)
-    except OSError as e:
-        raise InputError(f"--out: cannot make the folder {folder}: {e.strerror or e}") from None
-    _check_writable(str(folder / ".writable"))
-    return folder
-
-
-def _check_writable(file: str) -> None:
-    """Can this file be written? Found out before the work, not after it; what is there stays."""
-    path = Path(file).expanduser()
-    existed = path.exists()
-    try:
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as e:
-        raise InputError(f"--out: cannot write {file}: {e.strerror or e}") from None
-
-
-def announce(config: Config, folder: Path) -> None:
-    """Print the resolved configuration and save it as a recipe that repeats the run."""
-    update = (
-        {"data": named(config.data), "model": named(config.model), "out": None}
-        if isinstance(config, DataConfig)
-        else {}
-    )
-    recipe = to_toml(config.model_copy(update=update))
-    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
-    note(
-        f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines())
-    )
-
-
-def describe(base: Base, task: Task, writer: Writer, metric: str) -> Any:
-    """Tokenise the training rows, and say what there is to learn from and what had to be cut."""
-    if metric != "exact_match" and not base.classifies:
-        writer.label_ids(task.labels)  # labels that this tokenizer cannot tell apart are refused before training
-    examples, cut = writer.examples(task.train)
-    note(
-        f"{base.name} in {str(base.model.dtype).removeprefix('torch.')} on {base.device} · {len(task.train):,} rows to train on, "
-        f"{len(task.test):,} to test on" + (f" · labels: {', '.join(task.labels)}" if task.labels else "")
-    )
-    if task.leaked:
-        note(f"{task.leaked:,} training rows were left out: their text is among the test rows")
-    if cut:
-        note(
-            f"{cut:,} of {len(examples):,} rows were longer than {writer.max_length} tokens and were cut; the answers survive"
-        )
-    return examples
-
-
-def _check_adapter(folder: str | None) -> dict[str, Any]:
-    """What an adapter says of itself: its base, and, where it is ours, its task's template and labels."""
-    if folder is None:
-        return {}
-    read_method(folder)
-    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    return {"base": config.get("base_model_name_or_path"), **read_about(folder)}

@@ -16,8 +16,8 @@ from ..errors import InputError
 from ..method import Method
 from ..methods import METHODS
 from ..methods.options import build_method
+from ..prepare import settings_of, task_of
 from ..rows import Row
-from ..run import settings_of, task_of
 from ..scoring import EVAL_BATCH
 from ..tokens import IGNORE, Example, writer_for
 from .cards import find_card, read_bytes
