@@ -22,7 +22,7 @@ import torch
 
 import tiny
 from command import Cli, Result
-from featherweight import cli, run
+from featherweight import cli, prepare, run
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -75,7 +75,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(run, "load_base", loaded)
+    for verbs in (run, prepare):
+        monkeypatch.setattr(verbs, "load_base", loaded)
 
 
 @pytest.fixture
