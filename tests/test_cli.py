@@ -20,7 +20,7 @@ import pytest
 import featherweight as fw
 import tiny
 from command import Cli, complaint
-from featherweight import run
+from featherweight import run, training
 from featherweight.config import CompareConfig, TrainConfig, merge, read_recipe, to_toml
 from featherweight.methods import METHODS
 from featherweight.methods.options import build_method, parse_options
@@ -352,7 +352,7 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_training
     fw_cli: Cli, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, llama: Path
 ) -> None:
     monkeypatch.setattr("featherweight.tokens.Writer.answer", lambda self, text: [7])
-    monkeypatch.setattr(run, "fit_with_bar", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(training, "fit_with_bar", lambda *_: pytest.fail("it was trained"))
     data = tiny.write(in_tmp / "a.csv", tiny.reviews())
     result = fw_cli("train", "--model", llama, "--data", data, "--dtype", "float32")
     assert result.code == 2
@@ -396,8 +396,8 @@ def test_train_evaluate_generate(
     assert trained.code == 0, trained.err
     assert trained.out.startswith("accuracy ")
     assert "n = 6" in trained.out
-    assert {p.name for p in Path("mine").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "featherweight.json", "recipe.toml"
+    assert {p.name for p in Path("mine").glob("[!.]*")} == {
+        "adapter_config.json", "adapter_model.safetensors", "featherweight.json", "recipe.toml", "run.json"
     }  # fmt: skip
     assert json.loads(Path("mine/featherweight.json").read_text())["labels"] == ["bad", "fine", "very bad"]
 

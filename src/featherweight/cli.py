@@ -80,6 +80,10 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
         def command(recipe: str | None = None, set_: list[str] | None = None, **flags: Any) -> None:
             given = {k: v for k, v in flags.items() if v is not None}
             base = read_recipe(recipe) if recipe else {}
+            if given.get("resume"):
+                from .run_folder import settings_in
+
+                base = settings_in(given["resume"]) | base
             if set_:
                 method = (
                     given.get("method", base.get("method", config_class.model_fields["method"].default))
@@ -126,7 +130,7 @@ def train(config: TrainConfig) -> None:
 
     Example: `featherweight train --method lora --data my.csv --model Qwen/Qwen3-0.6B --set r=16 --out my-adapter`
     """
-    from .run import run_train
+    from .training import run_train
 
     raise typer.Exit(run_train(config))
 

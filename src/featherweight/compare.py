@@ -6,6 +6,7 @@ The table on disk is rewritten after every row, so an interrupted comparison kee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from .adapter import attached, count, detach
 from .adapter_folder import save
 from .api import begin
 from .base import Base
+from .checkpoints import Checkpoints
 from .engine.train import Report, Settings, fit
 from .method import Method
 from .methods import method_name
@@ -29,9 +31,17 @@ ADVICE = (
 )
 
 
-def fit_with_bar(base: Base, examples: Sequence[Example], settings: Settings, title: str) -> Report:
+def fit_with_bar(
+    base: Base,
+    examples: Sequence[Example],
+    settings: Settings,
+    title: str,
+    *,
+    checkpoints: Checkpoints | None = None,
+    validation: Sequence[Example] = (),
+) -> Report:
     """Train the live adapter with a progress bar: loss, speed, memory, time left."""
-    micro = settings.batch_size
+    micro = settings.micro_batch or settings.batch_size
     with bar(f"{title}: train", settings.steps) as progress:
 
         def on_step(r: Report) -> None:
@@ -39,13 +49,13 @@ def fit_with_bar(base: Base, examples: Sequence[Example], settings: Settings, ti
             if r.micro_batch < micro:
                 micro = r.micro_batch
                 note(f"{title}: memory ran out; from here on {micro} rows are read at a time, with the same result")
-            recent = r.losses[-10:]
+            recent = [loss for loss in r.losses[-10:] if math.isfinite(loss)]
             progress.update(
                 r.steps,
-                f"loss {sum(recent) / len(recent):.3f} · {r.steps_per_second:.2f} it/s · {mebibytes(r.peak_bytes)}",
+                f"loss {sum(recent) / max(1, len(recent)):.3f} · {r.steps_per_second:.2f} it/s · {mebibytes(r.peak_bytes)}",
             )
 
-        return fit(base, examples, settings, on_step=on_step)
+        return fit(base, examples, settings, on_step=on_step, checkpoints=checkpoints, validation=validation)
 
 
 def evaluate_with_bar(base: Base, task: Task, writer: Writer, metric: str, title: str, batch_size: int = 32) -> Score:

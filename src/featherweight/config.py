@@ -82,6 +82,9 @@ class TrainingConfig(DataConfig):
     steps: Positive | None = Field(None, description="Optimiser steps (100 unless --epochs is given).")
     epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
     batch_size: Positive = Field(8, description="Rows read at a time.")
+    micro_batch: Positive | None = Field(
+        None, description="Rows of a batch read at a time: the same result in less memory. Default: all of them."
+    )
     accumulate: Positive = Field(
         1, description="Batches per optimiser step: the same result as one batch of all their rows, in less memory."
     )
@@ -113,6 +116,10 @@ class TrainingConfig(DataConfig):
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    skip_nonfinite: bool = Field(
+        False,
+        description="Leave out updates whose loss or gradient is not finite, and count them, instead of stopping.",
+    )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options per method, from --set or a recipe's tables."
     )
@@ -129,6 +136,25 @@ class TrainConfig(TrainingConfig):
 
     method: str = Field("lora", description="Method: " + ", ".join(METHODS) + ".")
     out: str | None = Field(None, description="Folder for the adapter; by default a new one under runs/.")
+    validation_rows: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Set so many training rows apart: their loss is measured ten times, and the adapter with the smallest is kept.",
+    )
+    save_minutes: float = Field(5.0, gt=0, description="Minutes between checkpoints.")
+    save_steps: Positive | None = Field(None, description="Steps between checkpoints, besides those by time.")
+    save_total_limit: Positive = Field(2, description="Checkpoints to keep; the best one stays besides.")
+    if_save_fails: Literal["continue", "stop"] = Field(
+        "continue", description="What to do when a checkpoint cannot be written, because the disk is full."
+    )
+    resume: str | None = Field(
+        None,
+        description="Folder of an interrupted run to go on with, with its own settings. Rerunning its command does the same.",
+    )
+    fresh: bool = Field(False, description="Begin anew, even if the same command was interrupted before.")
+    force: bool = Field(
+        False,
+        description="With --resume: go on although settings, base or data have changed; the result is that of neither run.",
+    )
 
 
 class CompareConfig(TrainingConfig):

@@ -24,7 +24,7 @@ from .progress import note
 from .quantise import refuse_quantising
 from .stream import check_source
 from .task import Task, load_task
-from .tokens import Writer
+from .tokens import Example, Writer
 
 
 def base_for(config: BaseConfig, name: str, labels: Sequence[str] | None = None) -> Base:
@@ -38,17 +38,19 @@ def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
     """The engine's settings from a configuration."""
     return Settings(
         steps=config.steps_for(rows), batch_size=config.batch_size, accumulate=config.accumulate,
+        micro_batch=config.micro_batch,
         packing=config.packing, lean=config.lean,
         memory=None if config.memory is None else read_bytes(config.memory),
         checkpoint_activations=config.checkpoint_activations, optimizer=config.optimizer, lr=lr, warmup=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
+        skip_nonfinite=config.skip_nonfinite,
     )  # fmt: skip
 
 
 def prepare(
-    config: TrainConfig | CompareConfig, methods: Sequence[Method], verb: str, asked: Sequence[str]
-) -> tuple[Task, list[Method], Path, list[str]]:
-    """The task, the methods, and the folder for the result — after everything that can be checked without weights.
+    config: TrainConfig | CompareConfig, methods: Sequence[Method], asked: Sequence[str]
+) -> tuple[Task, list[Method], list[str]]:
+    """The task and the methods, after everything that can be checked without weights.
 
     Of the methods, those that do not work on this model are left out if they are not among the `asked`, and the last thing
     returned says why.
@@ -80,7 +82,7 @@ def prepare(
             fit.append(method)
     if not fit:
         raise InputError(f"no method works on this model; {left_out[0]}")
-    return task, fit, new_folder(config.out, verb), left_out
+    return task, fit, left_out
 
 
 def task_of(
@@ -92,6 +94,7 @@ def task_of(
         prompt_column=config.prompt_column, response_column=config.response_column,
         template=config.template.replace("\\n", "\n") if config.template else template,
         test_fraction=config.test_fraction, test_rows=config.test_rows, seed=config.seed, labels=labels, test_only=test_only,
+        validation_rows=config.validation_rows if isinstance(config, TrainConfig) else 0,
     )  # fmt: skip
     if config.metric == "labels" and not task.labels:
         raise InputError("--metric labels needs a label column; exact_match compares texts")
@@ -144,7 +147,7 @@ def announce(config: Config, folder: Path) -> None:
     )
 
 
-def describe(base: Base, task: Task, writer: Writer, metric: str) -> Any:
+def describe(base: Base, task: Task, writer: Writer, metric: str) -> list[Example]:
     """Tokenise the training rows, and say what there is to learn from and what had to be cut."""
     if metric != "exact_match" and not base.classifies:
         writer.label_ids(task.labels)  # labels that this tokenizer cannot tell apart are refused before training

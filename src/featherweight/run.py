@@ -1,4 +1,4 @@
-"""What the verbs do: check everything that can be checked before the model loads, then run, then save.
+"""What the verbs do: check everything that can be checked before the model loads, then run, then save. `train` is in `training`.
 
 Each function returns the exit code: 0, or 130 when Ctrl-C ended it early with its work saved, or 1 when it diverged.
 """
@@ -17,16 +17,15 @@ import torch
 
 from . import report
 from .adapter import attach, attached, count
-from .adapter_folder import load, read_method, save
-from .api import begin, generate
+from .adapter_folder import load, read_method
+from .api import generate
 from .base import DTYPES, load_base, load_config, pick_device, save_base, skeleton
-from .compare import ADVICE, compare, evaluate_with_bar, fit_with_bar
+from .compare import compare, evaluate_with_bar
 from .config import (
     CompareConfig,
     EvaluateConfig,
     GenerateConfig,
     MergeConfig,
-    TrainConfig,
 )
 from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
@@ -35,7 +34,6 @@ from .errors import InputError
 from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
-from .plan.before import before_the_run
 from .prepare import (
     announce,
     base_for,
@@ -47,7 +45,7 @@ from .prepare import (
     settings_of,
     task_of,
 )
-from .progress import mebibytes, note
+from .progress import note
 from .tokens import writer_for
 
 
@@ -60,7 +58,8 @@ def run_compare(config: CompareConfig) -> int:
     start = time.perf_counter()
     # Of the default list, what does not work on this model is left out; what somebody asked for must work.
     asked = names if "methods" in config.model_fields_set else list(config.options)
-    task, methods, folder, left_out = prepare(config, methods, "compare", asked)
+    task, methods, left_out = prepare(config, methods, asked)
+    folder = new_folder(config.out, "compare")
     config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
     settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
     announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
@@ -80,43 +79,6 @@ def run_compare(config: CompareConfig) -> int:
     if any(line.stopped for line in lines):
         return 1
     return 130 if len(lines) < len(methods) else 0
-
-
-def run_train(config: TrainConfig) -> int:
-    """`featherweight train`."""
-    method = build_method(config.method, config.options.get(config.method, {}))
-    task, _, folder, _ = prepare(config, [method], config.method, [config.method])
-    settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(load_config(config.model))))
-    try:
-        config, settings = before_the_run(config, load_config(config.model), task, method, settings)
-    except InputError:
-        folder.rmdir()  # nothing is in it yet
-        raise
-    announce(config.model_copy(update={"steps": settings.steps, "epochs": None, "lr": settings.lr}), folder)
-    base = base_for(config, config.model, task.labels)
-    writer = writer_for(base, config.max_length, task.labels, [method])
-    examples = describe(base, task, writer, config.metric)
-    begin(base, method, task, writer, seed=config.seed)
-    total, trained = count(base.model)
-    note(f"{method.title}: {trained:,} of {total:,} parameters are trained ({100 * trained / total:.4f} %)")
-    result = fit_with_bar(base, examples, settings, method.title)
-    save(base.model, folder, about={"steps": result.steps, "losses": result.losses})
-    if result.stopped == "diverged":
-        note(
-            f"stopped: the loss or its gradient was not finite at step {result.steps + 1}; "
-            f"the last good adapter is in {folder}; try a lower --lr"
-        )
-        return 1
-    if result.stopped == "out of memory":
-        note(f"stopped after {result.steps} steps: {ADVICE}; the adapter so far is in {folder}")
-        return 1
-    if result.stopped == "interrupted":
-        note(f"interrupted after {result.steps} of {settings.steps} steps; the adapter so far is in {folder}")
-        return 130
-    score = evaluate_with_bar(base, task, writer, config.metric, method.title)
-    print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
-    note(f"{result.examples_per_second:.1f} examples/s, peak {mebibytes(result.peak_bytes)}; adapter saved in {folder}")
-    return 0
 
 
 def run_evaluate(config: EvaluateConfig) -> int:

@@ -36,6 +36,8 @@ class Task:
     """Which columns were read, by the name of their flag."""
     leaked: int = 0
     """Training rows that were left out because their text is among the given test rows."""
+    validation: list[Row] = field(default_factory=list)
+    """Rows that are neither trained on nor tested on: they say which step was best."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -52,7 +54,8 @@ class Task:
     def in_order(self, labels: Sequence[str]) -> Task:
         """The same task with its labels in this order: that of a head's rows."""
         known = list(labels)
-        return replace(self, labels=known, train=_labelled(self.train, known), test=_labelled(self.test, known))
+        train, test, validation = (_labelled(rows, known) for rows in (self.train, self.test, self.validation))
+        return replace(self, labels=known, train=train, test=test, validation=validation)
 
     @property
     def instruction(self) -> str:
@@ -76,10 +79,12 @@ def load_task(
     seed: int = 0,
     labels: Sequence[str] | None = None,
     test_only: bool = False,
+    validation_rows: int = 0,
 ) -> Task:
     """Read a data set and split it, seeded, stratified by label, equal texts always on one side.
 
     Where test rows are given, training rows with the same text are left out (`Task.leaked` counts them).
+    `validation_rows` are set apart from the training rows.
     `test_only` puts every row into the test side (for evaluating on a file); `labels` fixes the label set then.
     """
     splits = data.read(source)
@@ -101,6 +106,7 @@ def load_task(
     train = [row for row in train if _key(row) not in tested] if leaked else train
     if test_rows is not None:
         test = _sample(test, test_rows, seed)
+    train, validation = _set_apart(train, validation_rows, seed)
     known: list[str] = []
     if reader.label_column:
         known = list(labels) if labels else sorted({r.answer for r in train or test})
@@ -115,6 +121,7 @@ def load_task(
         made,
         reader.columns,
         leaked,
+        _labelled(validation, known),
     )
     if not task.test:
         raise InputError(f"data: {source} leaves no rows to test on; give more rows, --test-fraction or --test-data")
@@ -186,6 +193,18 @@ def _text_of(row: Row) -> str:
 def _key(row: Row) -> str:
     """Rows with the same key have the same text, but for case and spaces."""
     return " ".join(_text_of(row).casefold().split())
+
+
+def _set_apart(train: list[Row], n: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """(rows left to train on, validation rows): about `n`, every label keeping its share."""
+    if not n:
+        return train, []
+    if n >= len(train):
+        raise InputError(f"--validation-rows {n} leaves none of the {len(train)} training rows; ask for fewer")
+    train, validation = split(train, n / len(train), seed + 2)
+    if not validation:
+        raise InputError(f"--validation-rows {n} is too few for these labels; ask for more")
+    return train, validation
 
 
 def _sample(rows: list[Row], n: int, seed: int) -> list[Row]:

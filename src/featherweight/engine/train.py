@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..adapter import attached, folded, know, living, rewind, trainable
 from ..attention import rows_apart
@@ -19,7 +21,12 @@ from .activations import activations
 from .batches import Batch, check_packing, collate, keeps_apart, pack, schedule
 from .lean import lean
 from .memory import peak_bytes, reset_peak, within
+from .stopping import StopRequested, stoppable
 from .update import Collate, DivergedError, Learner, OutOfMemoryError
+from .validation import put_tensors, validate
+
+if TYPE_CHECKING:
+    from ..checkpoints import Checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class Settings:
     """Share of the steps over which the rate rises; it then falls linearly to zero."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    skip_nonfinite: bool = False
+    """Leave out updates whose loss or gradient is not finite, and count them, where a run would otherwise end."""
     seed: int = 0
 
 
@@ -63,10 +72,22 @@ class Report:
     """Rows read at a time: `batch_size`, or fewer where memory ran out; the result is the same."""
     skipped: int = 0
     """Updates left out because a float16 base's gradients were infinite at the loss scale of the time."""
+    nonfinite: int = 0
+    """Updates left out because a loss or gradient was not finite, where `skip_nonfinite` asks for that."""
+    bad_rows: list[str] = field(default_factory=list)
+    """Places of the rows that made a loss or gradient not finite, each by itself; none: the parts themselves did."""
     cut: int = 0
     """Rows that were longer than the context and were cut."""
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean loss over the validation rows), where there are any; the parts are then those of the smallest."""
+    saves: int = 0
+    """Checkpoints written, and the seconds that took, which are not among `seconds`."""
+    saving_seconds: float = 0.0
     stopped: str | None = None
-    """None, `interrupted` (Ctrl-C), `diverged` (a loss or gradient that is not finite) or `out of memory` (for one row)."""
+    """None, `interrupted` (by `signal`), `diverged` (a loss or gradient that is not finite), `out of memory` (for one row), or
+    `not saved` (a checkpoint could not be written, and the run was asked to stop then)."""
+    signal: int | None = None
+    """The number of the signal that ended the run: 2 for Ctrl-C."""
 
     def add(self, loss: float, batches: Sequence[Batch], seconds: float, peak: int) -> None:
         """Account for one finished step."""
@@ -107,11 +128,15 @@ def fit(
     *,
     name: str = "default",
     on_step: Callable[[Report], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    validation: Sequence[Example] = (),
 ) -> Report:
     """Train the parts of adapter `name` on the examples; the base stays as it is.
 
-    Ctrl-C and a loss that is not finite end the run early with the last good adapter in place; `Report.stopped` says so.
-    Raises `InputError` when there is nothing to learn from.
+    Ctrl-C, SIGTERM and a loss that is not finite end the run early with the last good adapter in place; `Report.stopped` says
+    so. With `checkpoints` the run goes on from the newest that is whole, and writes more. With `validation` rows, their loss is
+    measured ten times on the way, and the adapter with the smallest is the result.
+    Raises `InputError` when there is nothing to learn from, or a checkpoint is of another run.
     """
     if name not in attached(base.model):
         raise InputError(f"nothing to train: no adapter named {name!r} is attached")
@@ -133,11 +158,18 @@ def fit(
         p.requires_grad_(False)
     learner: Learner | None = None
     try:
-        with prepared(base, settings) as tensors, within(base.device, settings.memory):
-            learner = Learner(base, settings, tensors, name)
-            _steps(learner, examples, report, on_step)
-    except (KeyboardInterrupt, DivergedError, OutOfMemoryError) as stop:
-        report.stopped = _REASONS[type(stop)]
+        with prepared(base, settings) as tensors, within(base.device, settings.memory), stoppable() as stop:
+            learner = Learner(base, settings, tensors, name, stop)
+            try:
+                _steps(learner, examples, report, _Watch(on_step, checkpoints, validation))
+            except StopRequested:  # at a place from which it can go on
+                report.stopped, report.signal = "interrupted", stop.signal
+                if checkpoints:
+                    checkpoints.save(learner, report)
+    except (KeyboardInterrupt, DivergedError, OutOfMemoryError) as end:
+        report.stopped = _REASONS[type(end)]
+        report.signal = signal.SIGINT if report.stopped == "interrupted" else None
+        report.bad_rows += [row.row.place for row in getattr(end, "rows", ())]
         if learner is not None:  # an interrupted update may have been cut in the middle
             rewind(base.model, learner.before.tensors, name)
     finally:
@@ -151,30 +183,45 @@ def fit(
 _REASONS = {KeyboardInterrupt: "interrupted", DivergedError: "diverged", OutOfMemoryError: "out of memory"}
 
 
-def _steps(
-    learner: Learner, examples: Sequence[Example], report: Report, on_step: Callable[[Report], None] | None
-) -> None:
+@dataclass(frozen=True)
+class _Watch:
+    """Who looks on while a run trains."""
+
+    on_step: Callable[[Report], None] | None
+    checkpoints: Checkpoints | None
+    validation: Sequence[Example]
+
+
+def _steps(learner: Learner, examples: Sequence[Example], report: Report, watch: _Watch) -> None:
     """All updates of a run. The batch that needs most memory comes first, for a rehearsal: no late row can end the run."""
     settings, base = learner.settings, learner.base
-
     packing = learner.tensors is pack
     if settings.steps > 1:
         learner.rehearse([heaviest(examples, settings, packing)])
-    stream = batches(examples, settings, packing)
-    for step in range(settings.steps):
+    begin = watch.checkpoints.resume(learner, report) if watch.checkpoints else 0
+    stream = itertools.islice(batches(examples, settings, packing), begin * settings.accumulate, None)
+    for step in range(begin, settings.steps):
+        learner.stop.check()
         start = time.perf_counter()
         for group in learner.optimizer.param_groups:
             group["lr"] = rate_at(step, settings)
         rows = list(itertools.islice(stream, settings.accumulate))
-        loss, read = learner.update(rows, check=None if step else partial(_check_reached, learner.own))
-        if learner.skipped == report.skipped:
+        done = learner.skipped + learner.nonfinite
+        loss, read = learner.update(rows, check=partial(_check_reached, learner.own) if step == begin else None)
+        if learner.skipped + learner.nonfinite == done:
             learner.method.after_step(learner.own, step + 1)
         report.micro_batch, report.skipped = learner.micro, learner.skipped
+        report.nonfinite, report.bad_rows = learner.nonfinite, learner.left_out
         report.add(loss, read, time.perf_counter() - start, peak_bytes(base.device))
-        if on_step:
-            on_step(report)
+        improved = validate(learner, report, watch.validation)
+        if watch.on_step:
+            watch.on_step(report)
+        if watch.checkpoints and not watch.checkpoints.after_step(learner, report, improved):
+            return
     if not all(bool(p.isfinite().all()) for p in learner.parameters):
         raise DivergedError
+    if learner.best:
+        put_tensors(learner.own, learner.best)
 
 
 def batches(examples: Sequence[Example], settings: Settings, packing: bool) -> Iterator[list[Example]]:

@@ -27,13 +27,19 @@ from .batches import Batch
 from .loss import labelled_loss
 from .memory import free, out_of_memory
 from .optimizers import build_optimizer
+from .stopping import Stop, StopRequested
 
 SCALE, GROW_AFTER = 2.0**16, 200  # where the loss scale starts, and after how many good updates it is doubled
+GIVE_UP_AFTER = 10  # updates in a row that are not finite: then it is not the rows
 Collate = Callable[[Base, list[Example]], Batch]
 
 
 class DivergedError(Exception):
-    """The loss, a gradient or a weight is no longer finite."""
+    """The loss, a gradient or a weight is no longer finite. `rows` are those of the batch that cause it each by itself."""
+
+    def __init__(self, rows: Sequence[Example] = ()) -> None:
+        super().__init__()
+        self.rows = list(rows)
 
 
 class OutOfMemoryError(Exception):
@@ -54,8 +60,10 @@ class Before:
 class Learner:
     """An adapter with its optimiser. `micro` is how many rows are read at a time; it only ever shrinks."""
 
-    def __init__(self, base: Base, settings: Any, tensors: Collate, name: str = "default") -> None:
-        self.base, self.settings, self.tensors = base, settings, tensors
+    def __init__(
+        self, base: Base, settings: Any, tensors: Collate, name: str = "default", stop: Stop | None = None
+    ) -> None:
+        self.base, self.settings, self.tensors, self.stop, self.name = base, settings, tensors, stop or Stop(), name
         self.method, self.own = attached(base.model)[name], parts(base.model, name)
         self.parameters = trainable(base.model, name)
         self.optimizer = build_optimizer(settings.optimizer, self.parameters, settings.lr, settings.weight_decay)
@@ -63,13 +71,16 @@ class Learner:
         self.scaling = base.model.dtype == torch.float16
         self.scale = SCALE if self.scaling else 1.0
         self.skipped = self._good = 0
+        self.left_out: list[str] = []  # places of rows that were not finite, of updates that `skip_nonfinite` left out
+        self.nonfinite = self._bad_in_a_row = 0
+        self.best: dict[str, Tensor] = {}  # the parts' tensors at the smallest validation loss
         self.before = self.state()
 
     def gradients(self, rows: Sequence[list[Example]]) -> tuple[Tensor, Tensor, list[Batch]]:
         """Clipped gradients of the mean loss over some batches of rows; returns that loss, and the norm before clipping."""
         pieces = [batch[i : i + self.micro] for batch in rows for i in range(0, len(batch), self.micro)]
         batches = [self.tensors(self.base, piece) for piece in pieces]
-        loss = gradients(self.base, batches, self.parameters, self.scale)
+        loss = gradients(self.base, batches, self.parameters, self.scale, self.stop.check)
         if (penalty := self.method.penalty(self.own)) is not None:
             penalty.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
@@ -81,7 +92,8 @@ class Learner:
         """One update; returns the loss. Out of memory, it is undone and made again of half as many rows at a time.
 
         Raises `DivergedError` where a loss or gradient is not finite, with the parameters as they were; what gave the last
-        finite loss is in `self.before`. Raises `OutOfMemoryError` where one row at a time does not fit.
+        finite loss is in `self.before`. Raises `OutOfMemoryError` where one row at a time does not fit, and `StopRequested`
+        after a signal, with everything as it was.
         """
         while True:
             before = self.state()
@@ -90,15 +102,19 @@ class Learner:
                 if check:
                     check()
                 total = loss.item()  # waits for an accelerator, so that the clock is honest
-                if not math.isfinite(total):
-                    raise DivergedError  # the last update made it so
-                self.before = before  # these tensors gave a finite loss
-                if self._too_large(norm):
+                if math.isfinite(total):
+                    self.before = before  # these tensors gave a finite loss
+                    if self._too_large(norm):
+                        return total, batches
+                if not (math.isfinite(total) and math.isfinite(norm)):
+                    self._refuse(rows, before)  # the update would spoil them
                     return total, batches
-                if not math.isfinite(norm):
-                    raise DivergedError  # and this update would spoil them
+                self._bad_in_a_row = 0
                 self.optimizer.step()
                 return total, batches
+            except StopRequested:
+                self.restore(before)
+                raise
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
@@ -108,6 +124,21 @@ class Learner:
             if self.micro == 1:
                 raise OutOfMemoryError
             self.micro = (min(self.micro, max(map(len, rows))) + 1) // 2
+
+    def _refuse(self, rows: Sequence[list[Example]], before: Before) -> None:
+        """Name the rows whose loss or gradient is not finite; with `skip_nonfinite` go on without this update."""
+        causes = [row for batch in rows for row in batch if not self._is_finite(row)]
+        self.restore(before)
+        self.nonfinite, self._bad_in_a_row = self.nonfinite + 1, self._bad_in_a_row + 1
+        if not self.settings.skip_nonfinite or self._bad_in_a_row > GIVE_UP_AFTER:
+            raise DivergedError(causes)
+        self.left_out += [row.row.place for row in causes]
+
+    def _is_finite(self, row: Example) -> bool:
+        """Whether a row by itself has a finite loss and finite gradients."""
+        loss = gradients(self.base, [self.tensors(self.base, [row])], self.parameters)
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        return math.isfinite(loss.item()) and all(bool(g.isfinite().all()) for g in found)
 
     def _too_large(self, norm: Tensor) -> bool:
         """Whether the loss scale made the gradients infinite; it is halved then, and raised again after many that were not."""
@@ -170,11 +201,15 @@ def set_random_states(device: torch.device, states: list[Tensor]) -> None:
 
 
 def gradients(
-    base: Base, batches: Sequence[Batch], parameters: Sequence[nn.Parameter], scale: float = 1.0
+    base: Base,
+    batches: Sequence[Batch],
+    parameters: Sequence[nn.Parameter],
+    scale: float = 1.0,
+    check: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, ""]:
     """Fresh gradients of the mean loss over all labelled tokens of all batches; returns that loss.
 
-    On the way back through the model they are multiplied by `scale`.
+    On the way back through the model they are multiplied by `scale`. `check` is called before each batch.
 
     Each batch is weighted by its own labelled tokens, so that many small batches give what one large one would (dividing
     every batch by its own count, and then by the number of batches, would not).
@@ -184,6 +219,7 @@ def gradients(
     labelled = sum(b.targets.numel() for b in batches)
     total = torch.zeros((), device=base.device)
     for batch in batches:
+        check()
         loss = labelled_loss(base.model, batch, labelled)
         (loss * scale if scale != 1 else loss).backward()
         total += loss.detach()

@@ -92,7 +92,12 @@ def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple
         )
     )
     tricks = plan.tricks
-    changed = {"checkpoint_activations": tricks.kept, "quantize": tricks.quantize, "stream_base": tricks.stream}
+    changed = {
+        "checkpoint_activations": tricks.kept,
+        "quantize": tricks.quantize,
+        "stream_base": tricks.stream,
+        "micro_batch": plan.micro,
+    }
     chosen = replace(settings, checkpoint_activations=plan.tricks.kept, micro_batch=plan.micro)
     return config.model_copy(update=changed), chosen
 

@@ -1,0 +1,109 @@
+"""Many command lines, each in a process of its own, none of which has to import anything anew.
+
+A server process imports everything once and forks a child for each command line: milliseconds instead of seconds. It never
+computes, because threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Self
+
+
+class Forked:
+    """The server, as seen from a test or benchmark."""
+
+    def __enter__(self) -> Self:
+        tests = Path(__file__).parent
+        paths = os.pathsep.join([str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")])
+        settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            stderr=subprocess.DEVNULL, env={**os.environ, **settings, "PYTHONPATH": paths},
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.close()
+        self.server.wait(timeout=60)
+        self.server.stdout.close()
+
+    def _ask(self, **question: Any) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(question) + "\n")
+        return int(self.server.stdout.readline())
+
+    def start(self, folder: Path, *args: object, before: str = "") -> int:
+        """Start `featherweight args…` in a folder, and return its process id. Its words go to `said.txt` there.
+
+        `before` is Python that the child runs first: to set a limit, or to spoil something.
+        """
+        return self._ask(folder=str(folder), args=[str(a) for a in args], before=before)
+
+    def wait(self, pid: int) -> int:
+        """The exit code; minus the signal's number where one ended it."""
+        return self._ask(wait=pid)
+
+    def run(self, folder: Path, *args: object, before: str = "") -> int:
+        """Both."""
+        return self.wait(self.start(folder, *args, before=before))
+
+
+def _serve() -> None:
+    import torch
+    import transformers.models.llama.modeling_llama
+    import transformers.models.llama.tokenization_llama  # noqa: F401
+
+    import featherweight.cli
+    import featherweight.methods.lora
+    import featherweight.training  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "wait" in asked:
+            answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _child(**asked)
+        print(answer, flush=True)
+
+
+def _child(folder: str, args: list[str], before: str) -> None:
+    from featherweight import cli
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a suite in the background ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.setsid()
+    os.chdir(folder)
+    said = os.open("said.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for mine, stream in ((nothing, 0), (said, 1), (said, 2)):
+        os.dup2(mine, stream)
+    code = 70
+    try:
+        exec(before, {})
+        sys.argv = ["featherweight", *args]
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
