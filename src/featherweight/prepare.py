@@ -103,21 +103,27 @@ def task_of(
 
 def new_folder(wanted: str | None, verb: str) -> Path:
     """Make the folder for a result: the wanted one, which must be new or empty, or the next free one under runs/."""
-    if wanted is not None:
-        folder = Path(wanted).expanduser()
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {wanted} is a file; choose a new folder")
-    else:
+    try:
+        folder = _free_folder(wanted, verb)
+        folder.mkdir(parents=True, exist_ok=wanted is not None)
+    except OSError as e:
+        where = "under runs/" if wanted is None else wanted
+        raise InputError(f"--out: cannot make the folder {where}: {e.strerror or e}") from None
+    check_writable(str(folder / ".writable"))
+    return folder
+
+
+def _free_folder(wanted: str | None, verb: str) -> Path:
+    if wanted is None:
         number = 1
         while (folder := Path("runs") / f"{verb}-{number:03}").exists():
             number += 1
-    try:
-        folder.mkdir(parents=True, exist_ok=wanted is not None)
-    except OSError as e:
-        raise InputError(f"--out: cannot make the folder {folder}: {e.strerror or e}") from None
-    check_writable(str(folder / ".writable"))
+        return folder
+    folder = Path(wanted).expanduser()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {wanted} is a file; choose a new folder")
     return folder
 
 

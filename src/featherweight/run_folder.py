@@ -76,7 +76,7 @@ def find_run(config: TrainConfig) -> Path | None:
     if wanted is None:
         return None if config.fresh else _last_of(asked, config.method)
     folder = Path(wanted).expanduser()
-    if not (folder / ABOUT).is_file():
+    if not _is_run(folder):
         if config.resume:
             raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
         return None
@@ -97,10 +97,17 @@ def find_run(config: TrainConfig) -> Path | None:
     return folder
 
 
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / ABOUT).is_file()
+    except OSError:  # a name that cannot be: whoever makes the folder says so
+        return False
+
+
 def _last_of(asked: dict[str, Any], verb: str) -> Path | None:
     """The newest unfinished run under runs/ that was asked for like this one, and that nobody is at work on."""
     for folder in sorted(Path("runs").glob(f"{verb}-*"), reverse=True):
-        if not (folder / ABOUT).is_file():
+        if not _is_run(folder):
             continue
         try:
             told = _read(folder)
@@ -114,7 +121,7 @@ def _last_of(asked: dict[str, Any], verb: str) -> Path | None:
 def settings_in(wanted: str) -> dict[str, Any]:
     """What was asked for in a run's folder, as a recipe: `--resume` needs no other flag."""
     folder = Path(wanted).expanduser()
-    if not (folder / ABOUT).is_file():
+    if not _is_run(folder):
         raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
     recipe = read_recipe(str(folder / RECIPE)) if (folder / RECIPE).is_file() else {}
     asked = _read(folder).get("asked")
@@ -162,7 +169,7 @@ def _held(folder: Path) -> bool:
 
 def _at_work_already(folder: Path) -> str:
     told: dict[str, Any] = {}
-    if (folder / ABOUT).is_file():
+    if _is_run(folder):
         told = _read(folder)
     who = (
         f" (process {told['pid']} on {told['host']}, since {told['started']}: {told['command']})"

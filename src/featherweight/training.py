@@ -80,8 +80,12 @@ def _train(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) 
         saved = _save(base, run, result)
         run.end("not saved" if saved != run.path else result.stopped or "complete")
     code = _explain(result, settings, run.path)
+    if saved is None:
+        note("the adapter could not be saved; free some space: the same command goes on from the last checkpoint")
+    elif saved != run.path:
+        note(f"the adapter has been saved in {saved} instead; copy it before the system cleans up there")
     if saved != run.path:
-        return 1
+        return code or 1
     if code == 0 and (number := result.signal or late.signal):
         note(f"the adapter is in {run.path}; it was not evaluated: `featherweight evaluate --adapter {run.path}` does")
         return 128 + number

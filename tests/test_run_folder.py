@@ -1,0 +1,315 @@
+"""A run and its folder: stopped by signals, gone on with, refused to others, on a disk that is full or gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featherweight as fw
+import tiny
+from command import Cli, complaint
+from featherweight.run_folder import at_work
+from forked import Forked
+from killing import RESULT
+
+LONG = ("--steps", 4000, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
+SHORT = ("--steps", 30, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Forked]:
+    with Forked() as server:
+        yield server
+
+
+@pytest.fixture
+def line(llama: Path, reviews: Path) -> Callable[..., tuple[Any, ...]]:
+    return lambda *more: ("train", "--model", llama, "--data", reviews, *more)
+
+
+def said(folder: Path) -> str:
+    return (folder / "said.txt").read_text()
+
+
+def when(folder: Path, words: str, seconds: float = 60) -> None:
+    """Wait until a process has said this."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (folder / "said.txt").is_file() and words in said(folder):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never said {words!r}: {said(folder)}")
+
+
+def result_of(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in RESULT]
+
+
+# --- signals --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
+    server: Forked, in_tmp: Path, line: Any, number: signal.Signals
+) -> None:
+    (in_tmp / "whole").mkdir()
+    assert server.run(in_tmp / "whole", *line(*LONG)) == 0, said(in_tmp / "whole")
+    pid = server.start(in_tmp, *line(*LONG))
+    when(in_tmp, "train: 1000/4000")
+    os.kill(pid, number)
+    assert server.wait(pid) == 128 + number
+    run = in_tmp / "runs" / "lora-001"
+    assert json.loads((run / "run.json").read_text())["ended"] == "interrupted"
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    if number != signal.SIGHUP:  # the words go nowhere then
+        assert re.search(r"interrupted after \d+ of 4000 steps.*the same command goes on", said(in_tmp))
+    assert "Traceback" not in said(in_tmp)
+    fw.load(fw.load_base(str(line()[2]), dtype="float32").model, run)
+    assert server.run(in_tmp, *line(*LONG)) == 0, said(in_tmp)
+    assert "going on from" in said(in_tmp)
+    assert [p.name for p in (in_tmp / "runs").iterdir()] == ["lora-001"]
+    assert result_of(run) == result_of(in_tmp / "whole" / "runs" / "lora-001")
+
+
+def test_a_second_ctrl_c_ends_it_at_once_without_a_partial_file(server: Forked, in_tmp: Path, line: Any) -> None:
+    """The first is noted while a batch takes a minute."""
+    slow = (
+        "import time, featherweight.engine.update as u\n"
+        "first, calls = u.labelled_loss, []\n"
+        "def slow(*given):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 20: print('now', flush=True); time.sleep(60)\n"
+        "    return first(*given)\n"
+        "u.labelled_loss = slow"
+    )
+    pid = server.start(in_tmp, *line(*SHORT), before=slow)
+    when(in_tmp, "now")
+    os.kill(pid, signal.SIGINT)
+    when(in_tmp, "press Ctrl-C again")
+    start = time.monotonic()
+    os.kill(pid, signal.SIGINT)
+    assert server.wait(pid) == 130
+    assert time.monotonic() - start < 10
+    assert not list((in_tmp / "runs" / "lora-001").rglob(".sav*"))
+    assert server.run(in_tmp, *line(*SHORT)) == 0
+    assert json.loads((in_tmp / "runs" / "lora-001" / "run.json").read_text())["ended"] == "complete"
+
+
+def test_ctrl_c_after_the_last_step_keeps_the_adapter_and_leaves_the_evaluation_out(
+    server: Forked, in_tmp: Path, line: Any
+) -> None:
+    late = (
+        "import os, signal, featherweight.training as t\n"
+        "first = t.save\n"
+        "t.save = lambda *a, **k: (os.kill(os.getpid(), signal.SIGINT), first(*a, **k))[1]"
+    )
+    assert server.run(in_tmp, *line(*SHORT), before=late) == 130
+    assert "was not evaluated" in said(in_tmp)
+    assert json.loads((in_tmp / "runs" / "lora-001" / "run.json").read_text())["ended"] == "complete"
+
+
+# --- going on, and not ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(server: Forked, in_tmp: Path, line: Any) -> Path:
+    """A folder `mine` with a run that was stopped after 20 of 30 steps."""
+    stop = (
+        "import os, signal, featherweight.training as t\n"
+        "first = t.fit_with_bar\n"
+        "def fit(base, rows, settings, title, **more):\n"
+        "    from featherweight.engine.train import fit\n"
+        "    return fit(base, rows, settings, on_step=lambda r: r.steps == 20 and os.kill(os.getpid(), signal.SIGINT), **more)\n"
+        "t.fit_with_bar = fit"
+    )
+    assert server.run(in_tmp, *line(*SHORT, "--out", "mine"), before=stop) == 130, said(in_tmp)
+    return in_tmp / "mine"
+
+
+def test_resume_needs_nothing_but_the_folder(
+    fw_cli: Cli, stopped: Path, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stopped.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(stopped.parent / "elsewhere")
+    done = fw_cli("train", "--resume", stopped)
+    assert done.code == 0, done.err
+    assert "going on from" in done.err
+    assert fw_cli(*line(*SHORT, "--out", "whole")).code == 0
+    assert result_of(stopped) == result_of(Path("whole"))
+    assert "is complete" in complaint(fw_cli("train", "--resume", stopped))
+
+
+def test_other_settings_are_refused_with_the_differences(fw_cli: Cli, stopped: Path, line: Any) -> None:
+    words = complaint(fw_cli(*line(*SHORT, "--out", "mine", "--lr", 0.5, "--set", "r=4")))
+    assert "lr was None and is 0.5" in words
+    assert "options was {'lora': {'lora_dropout': 0.1}} and is {'lora': {'lora_dropout': 0.1, 'r': 4}}" in words
+    assert "steps" not in words
+    assert "lr was None and is 0.5" in complaint(fw_cli("train", "--resume", stopped, "--lr", 0.5))
+    forced = fw_cli("train", "--resume", stopped, "--lr", 0.5, "--force")
+    assert forced.code == 0, forced.err
+    assert "going on from" in forced.err
+
+
+def test_settings_that_do_not_change_the_result_may_change(fw_cli: Cli, stopped: Path, line: Any) -> None:
+    done = fw_cli("train", "--resume", stopped, "--checkpoint-activations", "layer", "--micro-batch", 1)
+    assert done.code == 0, done.err
+    assert 'checkpoint_activations = "layer"' in (stopped / "recipe.toml").read_text()
+
+
+def test_other_data_is_refused_though_its_file_has_the_same_name(
+    fw_cli: Cli, stopped: Path, line: Any, reviews: Path
+) -> None:
+    tiny.write(reviews, [*tiny.reviews()[:-1], tiny.reviews()[-1] | {"text": "another film"}])
+    assert re.search(r"of another run: data was '\w+' and is '\w+'", fw_cli(*line(*SHORT, "--out", "mine")).err)
+
+
+def test_another_base_is_refused_though_its_folder_has_the_same_name(
+    fw_cli: Cli, reviews: Path, in_tmp: Path, server: Forked
+) -> None:
+    tiny.save_llama(in_tmp / "base")
+    args = ("train", "--model", "base", "--data", reviews, *SHORT, "--out", "mine", "--save-steps", 10)
+    fail = "import featherweight.training as t; t._save = None"
+    assert server.run(in_tmp, *args, before=fail) == 70
+    shutil_weights(in_tmp / "base")
+    assert "of another run: base was" in fw_cli(*args).err
+
+
+def shutil_weights(folder: Path) -> None:
+    """Other weights for the same model."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {k: t * 1.5 for k, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_fresh_begins_anew(fw_cli: Cli, server: Forked, in_tmp: Path, line: Any) -> None:
+    assert server.run(
+        in_tmp, *line(*SHORT, "--save-steps", 10), before="import featherweight.training as t; t._save = None"
+    )
+    done = fw_cli(*line(*SHORT, "--fresh"))
+    assert done.code == 0, done.err
+    assert "going on" not in done.err
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["lora-001", "lora-002"]
+    assert fw_cli(*line(*SHORT)).code == 0  # goes on with the first
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["lora-001", "lora-002"]
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(fw_cli: Cli, in_tmp: Path) -> None:
+    (in_tmp / "empty").mkdir()
+    assert "there is no run in this folder" in complaint(fw_cli("train", "--resume", "empty"))
+    assert "there is no run in this folder" in complaint(fw_cli("train", "--resume", "none"))
+    (in_tmp / "empty" / "run.json").write_text("{")
+    assert "run.json is damaged" in complaint(fw_cli("train", "--resume", "empty"))
+
+
+def test_a_checkpoint_that_is_damaged_is_named_and_the_run_still_ends_in_the_same_bytes(
+    fw_cli: Cli, stopped: Path, line: Any
+) -> None:
+    [newest] = (stopped / "checkpoints").iterdir()
+    (newest / "state.safetensors").write_bytes(b"")
+    done = fw_cli(*line(*SHORT, "--out", "mine"))
+    assert done.code == 0, done.err
+    assert "state.safetensors is damaged" in done.err
+    assert fw_cli(*line(*SHORT, "--out", "whole")).code == 0
+    assert result_of(stopped) == result_of(Path("whole"))
+
+
+# --- two runs, locks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_in_a_folder_is_refused_and_told_of_the_first(
+    server: Forked, fw_cli: Cli, in_tmp: Path, line: Any
+) -> None:
+    args = line(*LONG, "--out", "mine")
+    pid = server.start(in_tmp, *args)
+    when(in_tmp, "train: 1000/4000")
+    words = complaint(fw_cli(*args))
+    assert f"another run is at work in it (process {pid} on " in words
+    assert "featherweight train" in words
+    os.kill(pid, signal.SIGKILL)
+    server.wait(pid)
+    with at_work(in_tmp / "mine", going_on=True):  # the lock of a process that is gone holds nobody up
+        assert "another run is at work in it" in complaint(fw_cli(*args))
+    assert server.run(in_tmp, *args) == 0, said(in_tmp)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(fw_cli: Cli, in_tmp: Path, line: Any) -> None:
+    assert "does not fit" in complaint(fw_cli(*line(*SHORT, "--memory", "1MB")))
+    assert not list(Path("runs").glob("*"))
+
+
+# --- disks and places ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_on_files_is_a_clear_message_and_training_goes_on(server: Forked, in_tmp: Path, line: Any) -> None:
+    """For real: no file may be longer than 6 KB, which the adapter is not, but the state."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+    args = line(*SHORT, "--save-steps", 10, "--out", "mine")
+    assert server.run(in_tmp, *args, before=limit) == 0, said(in_tmp)
+    assert said(in_tmp).count("a checkpoint could not be written at step") == 2
+    assert "File too large" in said(in_tmp)
+    assert list((in_tmp / "mine" / "checkpoints").iterdir()) == []
+    assert server.run(in_tmp, *line(*SHORT, "--out", "whole")) == 0
+    assert result_of(in_tmp / "mine") == result_of(in_tmp / "whole")
+
+
+def test_or_it_stops_as_asked_and_goes_on_when_there_is_room(server: Forked, in_tmp: Path, line: Any) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+    args = line(*SHORT, "--save-steps", 10, "--out", "mine", "--if-save-fails", "stop")
+    assert server.run(in_tmp, *args, before=limit) == 1
+    assert "stopped after 10 steps, as asked" in said(in_tmp)
+    assert server.run(in_tmp, *args) == 0, said(in_tmp)
+
+
+def test_an_adapter_that_does_not_fit_on_the_disk_is_saved_elsewhere(server: Forked, in_tmp: Path, line: Any) -> None:
+    (in_tmp / "elsewhere").mkdir()
+    full = (
+        f"import os, tempfile, featherweight.training as t; tempfile.tempdir = {str(in_tmp / 'elsewhere')!r}\n"
+        "first = t.save\n"
+        "def save(model, folder, **more):\n"
+        "    if folder.name == 'mine': raise t.InputError('cannot write the adapter to mine: No space left on device')\n"
+        "    return first(model, folder, **more)\n"
+        "t.save = save"
+    )
+    assert server.run(in_tmp, *line(*SHORT, "--out", "mine"), before=full) == 1
+    assert "No space left on device" in said(in_tmp)
+    [saved] = (in_tmp / "elsewhere").iterdir()
+    assert str(saved) in said(in_tmp)
+    assert fw.load(fw.load_base(str(line()[2]), dtype="float32").model, saved).peft_type == "LORA"
+
+
+def test_a_base_whose_file_disappears_while_it_trains_does_no_harm(server: Forked, in_tmp: Path, reviews: Path) -> None:
+    tiny.save_llama(in_tmp / "base")
+    pid = server.start(in_tmp, "train", "--model", "base", "--data", reviews, *LONG, "--out", "mine")
+    when(in_tmp, "train: 1000/4000")
+    for file in (in_tmp / "base").iterdir():
+        file.unlink()
+    assert server.wait(pid) == 0, said(in_tmp)
+
+
+@pytest.mark.parametrize("name", ["with spaces", "naïve-東京-😀", "a" * 200], ids=["spaces", "unicode", "long"])
+def test_folders_of_any_name_work(fw_cli: Cli, in_tmp: Path, line: Any, name: str) -> None:
+    done = fw_cli(*line(*SHORT, "--save-steps", 10, "--out", name))
+    assert done.code == 0, done.err
+    assert {"step-000010", "step-000020"} == {p.name for p in (in_tmp / name / "checkpoints").iterdir()}
+
+
+def test_folders_that_cannot_be_are_one_clear_error(fw_cli: Cli, in_tmp: Path, line: Any) -> None:
+    assert "File name too long" in complaint(fw_cli(*line(*SHORT, "--out", "a" * 300)))
+    if Path("/proc/self").is_dir():
+        assert "cannot make the folder" in complaint(fw_cli(*line(*SHORT, "--out", "/proc/here")))
+
+
+def test_a_clock_that_jumps_changes_nothing(server: Forked, in_tmp: Path, line: Any) -> None:
+    jumps = "import itertools, time\nyears = itertools.cycle([0, 4e9, 1e9])\ntime.time = lambda: next(years)"
+    assert server.run(in_tmp, *line(*SHORT, "--save-steps", 10, "--out", "mine"), before=jumps) == 0, said(in_tmp)
+    assert server.run(in_tmp, *line(*SHORT, "--out", "whole")) == 0
+    assert result_of(in_tmp / "mine") == result_of(in_tmp / "whole")
