@@ -129,9 +129,10 @@ class Learner:
         """Name the rows whose loss or gradient is not finite; with `skip_nonfinite` go on without this update."""
         causes = [row for batch in rows for row in batch if not self._is_finite(row)]
         self.restore(before)
-        self.nonfinite, self._bad_in_a_row = self.nonfinite + 1, self._bad_in_a_row + 1
+        self._bad_in_a_row += 1
         if not self.settings.skip_nonfinite or self._bad_in_a_row > GIVE_UP_AFTER:
             raise DivergedError(causes)
+        self.nonfinite += 1
         self.left_out += [row.row.place for row in causes]
 
     def _is_finite(self, row: Example) -> bool:
@@ -162,6 +163,7 @@ class Learner:
         finally:
             self.restore(before)
             self.before = before
+            self.left_out, self.nonfinite, self._bad_in_a_row = [], 0, 0
 
     def state(self) -> Before:
         """A copy of all that an update changes. Paged states are not copied once they exist: a copy would not be paged."""
