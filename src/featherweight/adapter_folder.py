@@ -81,8 +81,8 @@ def save(
             _write_json(stage / OURS, ours | {"sha256": sums | {OURS: _sum_of(ours)}})
             for file in (WEIGHTS, OURS, CONFIG):  # all are written before the first is put in place
                 (stage / file).replace(folder / file)
-    except OSError as e:
-        raise InputError(f"cannot write the adapter to {folder}: {e.strerror or e}") from None
+    except (OSError, SafetensorError) as e:
+        raise InputError(f"cannot write the adapter to {folder}: {getattr(e, 'strerror', None) or e}") from None
     return folder
 
 
@@ -203,8 +203,8 @@ def read_method(folder: str | Path) -> Method:
     return cls(**values)
 
 
-def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
-    """Attach an adapter from a folder that `save` or HF PEFT wrote, and make it live.
+def load(model: nn.Module, folder: str | Path, name: str = "default", *, force: bool = False) -> Method:
+    """Attach an adapter from a folder that `save` or HF PEFT wrote, and make it live; `force` even on another base of its shapes.
 
     Raises `InputError` for another base, missing, unexpected or misshapen tensors, a damaged or pickled file; the
     model is then as it was.
@@ -215,10 +215,11 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> Method:
     method = read_method(folder)
     whole = whole_sites(model, whole_names(model, method.modules_to_save))
     made_for, here = about.get("fingerprint"), fingerprint(model, without=whole)
-    if made_for is not None and not same_base(made_for, here):
+    if made_for is not None and not same_base(made_for, here) and not force:
         wanted = about.get("base") or "an unnamed base"
         raise InputError(
-            f"adapter: {folder} was made for another base: {wanted} (fingerprint {made_for}); this one has {here}"
+            f"adapter: {folder} was made for another base: {wanted} (fingerprint {made_for}); this one has {here}; "
+            f"forced (--force, force=True), its answers may mean nothing"
         )
     tensors = _read_weights(folder)
     placeholder: dict[str, Any] = {}

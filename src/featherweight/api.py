@@ -12,6 +12,7 @@ from .adapter import attach, attached, facts, remember
 from .base import Base
 from .engine.train import Report, Settings, fit
 from .errors import InputError
+from .identity import identity_of
 from .method import Method
 from .rows import Row, pieces
 from .scoring import EVAL_BATCH, Score, generate_from
@@ -26,7 +27,8 @@ def begin(base: Base, method: Method, task: Task, writer: Writer, *, seed: int =
     if base.fresh:  # what started random must go with the adapter
         method = replace(method, modules_to_save=(*(method.modules_to_save or ()), *base.fresh))
     method = attach(base.model, method.starting_from(task.instruction), name, encode=writer.plain)
-    remember(base.model, name, base=base.name, dtype=str(base.model.dtype).removeprefix("torch."), **task.about)
+    known = {"base": base.name, "dtype": str(base.model.dtype).removeprefix("torch."), **task.about}
+    remember(base.model, name, **known, identity=identity_of(base, task, {}, name))
     return method
 
 

@@ -194,6 +194,10 @@ class EvaluateConfig(DataConfig):
     adapter: str | None = Field(
         None, description="Adapter folder (ours or HF PEFT's); without it the bare model is evaluated."
     )
+    force: bool = Field(
+        False,
+        description="Use the adapter even on another base or tokenizer than it was made for; answers may then mean nothing.",
+    )
     batch_size: Positive = Field(32, description="Rows per forward pass.")
     split: Literal["auto", "test", "all"] = Field(
         "auto",
@@ -210,6 +214,10 @@ class GenerateConfig(BaseConfig):
     adapter: str | None = Field(
         None, description="Adapter folder (ours or HF PEFT's); without it the bare model writes."
     )
+    force: bool = Field(
+        False,
+        description="Use the adapter even on another base or tokenizer than it was made for; answers may then mean nothing.",
+    )
     prompt: str | None = Field(None, description="Text to answer; without it every line of standard input is one.")
     max_new_tokens: Positive = Field(128, description="Longest answer in tokens.")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher values draw more freely.")
@@ -221,6 +229,10 @@ class MergeConfig(Config):
 
     model: str | None = Field(None, description="Base model; by default the adapter's own, else the embedded default.")  # type: ignore[assignment]
     adapter: str | None = Field(None, description="Adapter folder (ours or HF PEFT's) to fold into the base.")
+    force: bool = Field(
+        False,
+        description="Use the adapter even on another base or tokenizer than it was made for; answers may then mean nothing.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the merged weights; auto keeps the one that the base is stored in."
     )

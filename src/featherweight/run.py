@@ -31,6 +31,7 @@ from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
 from .errors import InputError
+from .identity import check_tokens
 from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
@@ -103,7 +104,8 @@ def run_evaluate(config: EvaluateConfig) -> int:
         task = task.in_order(head_order(load_config(name), task.labels))
     base = base_for(config, name, task.labels)
     if config.adapter:
-        load(base.model, config.adapter)
+        load(base.model, config.adapter, force=config.force)
+        check_tokens(base, saved, force=config.force)
     writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
     score = evaluate_with_bar(
         base, task, writer, config.metric, "adapter" if config.adapter else "bare model", config.batch_size
@@ -125,7 +127,8 @@ def run_generate(config: GenerateConfig) -> int:
         raise InputError("give --prompt, or prompts on standard input, one a line")
     base = base_for(config, config.model or saved.get("base") or MODEL)
     if config.adapter:
-        load(base.model, config.adapter)
+        load(base.model, config.adapter, force=config.force)
+        check_tokens(base, saved, force=config.force)
     torch.manual_seed(config.seed)
     prompts = [config.prompt] if config.prompt is not None else (line.rstrip("\n") for line in sys.stdin)
     for prompt in prompts:
@@ -156,7 +159,7 @@ def run_merge(config: MergeConfig) -> int:
     folder = new_folder(config.out, "merge")
     stored = str(told.dtype).removeprefix("torch.") if told.dtype in DTYPES.values() else "float32"
     base = load_base(name, labels, dtype=stored if config.dtype == "auto" else config.dtype, device=config.device)
-    load(base.model, config.adapter)
+    load(base.model, config.adapter, force=config.force)
     merge(base.model, keep=False)
     save_base(base, folder)
     note(
