@@ -20,10 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import tiny
+from featherweight import provenance
 from forked import Forked
 from killing import Toll, Victim
-
-from featherweight import provenance
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from forked import Forked
 
 RESULT = ("adapter_model.safetensors", "adapter_config.json", "featherweight.json")
 SETTINGS = (
-    "--steps", 60, "--batch-size", 4, "--accumulate", 2, "--set", "r=4", "--set", "lora_dropout=0.1", "--dtype", "float32",
+    "--steps", 120, "--batch-size", 4, "--accumulate", 2, "--set", "r=4", "--set", "lora_dropout=0.1", "--dtype", "float32",
     "--save-steps", 2, "--validation-rows", 6, "--out", "run",
 )  # fmt: skip
 
@@ -76,6 +76,8 @@ class Victim:
             os.kill(pid, signal.SIGKILL)
             code = self.server.wait(pid)
             toll.kills += code == -signal.SIGKILL
+            if code == 0:  # too late: how long it takes depends on what else the machine does
+                self.seconds *= 0.8
             left = self.folder / "run"
             toll.inside_saves += any(left.glob("checkpoints/.saving-*")) or any(left.glob(".saving-*"))
             for checkpoint in left.glob("checkpoints/step-*"):
