@@ -7,6 +7,7 @@ The table on disk is rewritten after every row, so an interrupted comparison kee
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,35 +81,37 @@ def compare(
     lr: float | None = None,
     metric: str = "auto",
     folder: Path,
-) -> tuple[list[report.Line], list[str]]:
-    """One `Line` per method, and notes: the untouched base and the majority class. Everything is saved in `folder`.
+) -> tuple[list[report.Line], list[str], int | None]:
+    """One `Line` per method; notes: the untouched base and the majority class; the signal that ended it, if one did.
 
-    `lr` of None gives every method its own measured default. Ctrl-C ends the comparison: the adapter in
-    training is saved as it is, and the rows that are complete stay.
+    Everything is saved in `folder`. `lr` of None gives every method its own measured default. Ctrl-C and SIGTERM end the
+    comparison: the adapter in training is saved as it is, and the rows that are complete stay.
     """
     examples, _ = writer.examples(task.train)
     lines: list[report.Line] = []
-    notes = baselines(base, task, writer, metric)
+    notes, ended = baselines(base, task, writer, metric), None
     for method in methods:
         chosen = replace(settings, lr=lr if lr is not None else method.rate(base.classifies))
         begin(base, method, task, writer, seed=settings.seed)
         try:
             result = fit_with_bar(base, examples, chosen, method.title)
             save(base.model, folder / method_name(method))
-            if result.stopped == "interrupted":
+            if result.signal is not None:
+                ended = result.signal
                 raise KeyboardInterrupt
             if result.stopped == "out of memory":
                 notes.append(f"{method.title} was left out: {ADVICE}")
                 continue
             lines.append(_row(base, task, writer, result, chosen, metric))
         except KeyboardInterrupt:
+            ended = ended or signal.SIGINT
             notes.append(f"interrupted during {method.title}; the rows above are complete")
             break
         finally:
             detach(base.model)
             report.save(folder, lines, notes)
     notes += blind_spots(lines, task)
-    return lines, notes
+    return lines, notes, ended
 
 
 def blind_spots(lines: Sequence[report.Line], task: Task) -> list[str]:

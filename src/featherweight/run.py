@@ -1,6 +1,6 @@
 """What the verbs do: check everything that can be checked before the model loads, then run, then save. `train` is in `training`.
 
-Each function returns the exit code: 0, or 130 when Ctrl-C ended it early with its work saved, or 1 when it diverged.
+Each function returns the exit code: 0, 128 + a signal's number when that ended it early with its work saved, or 1 when it diverged.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def run_compare(config: CompareConfig) -> int:
     base = base_for(config, config.model, task.labels)
     writer = writer_for(base, config.max_length, task.labels, methods)
     describe(base, task, writer, config.metric)
-    lines, notes = compare(base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder)
+    lines, notes, ended = compare(
+        base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder
+    )
     notes += left_out
     notes.append(
         f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached"
@@ -77,9 +79,9 @@ def run_compare(config: CompareConfig) -> int:
         print()
         report.show(lines, notes)
     note(f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method)")
-    if any(line.stopped for line in lines):
-        return 1
-    return 130 if len(lines) < len(methods) else 0
+    if ended is not None:
+        return 128 + ended
+    return int(len(lines) < len(methods) or any(line.stopped for line in lines))
 
 
 def run_evaluate(config: EvaluateConfig) -> int:

@@ -162,13 +162,14 @@ def fit(
             learner = Learner(base, settings, tensors, name, stop)
             try:
                 _steps(learner, examples, report, _Watch(on_step, checkpoints, validation))
+                report.signal = stop.signal  # one that came too late to stop anything
             except StopRequested:  # at a place from which it can go on
                 report.stopped, report.signal = "interrupted", stop.signal
                 if checkpoints:
                     checkpoints.save(learner, report)
     except (KeyboardInterrupt, DivergedError, OutOfMemoryError) as end:
         report.stopped = _REASONS[type(end)]
-        report.signal = signal.SIGINT if report.stopped == "interrupted" else None
+        report.signal = int(signal.SIGINT) if report.stopped == "interrupted" else None
         report.bad_rows += [row.row.place for row in getattr(end, "rows", ())]
         if learner is not None:  # an interrupted update may have been cut in the middle
             rewind(base.model, learner.before.tensors, name)
