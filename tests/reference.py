@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.calls import argument_names, cache_name
 from featherweight.sites import is_classifier
 
 
@@ -68,6 +69,13 @@ def geometry(model: Any) -> dict[str, Any]:
     """HF PEFT takes the width for heads × head size; where that is wrong (T5's `d_kv`) its user must say so."""
     size = getattr(model.config, "d_kv", None)
     return {} if size is None else {"token_dim": model.config.num_heads * size}
+
+
+def cannot(model: Any, method: str) -> str | None:
+    """Why HF PEFT 0.21 has no such adapter for this model, where it has one with an older transformers; None: it has."""
+    if method == "prefix_tuning" and is_classifier(model) and cache_name(argument_names(model.base_model)) == "cache":
+        return "HF PEFT looks for past_key_values, which transformers calls cache from 5.24 on"
+    return None
 
 
 class Theirs:

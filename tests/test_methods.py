@@ -15,6 +15,7 @@ import featherweight as fw
 import models
 from featherweight import sites
 from featherweight.adapter import parts, trainable
+from featherweight.calls import argument_names, cache_name
 from models import (
     DECODERS,
     FAMILIES,
@@ -135,13 +136,14 @@ def test_a_row_read_in_two_pieces_gives_the_same_logits(family: str, method: str
     model = adapted(family, method)
     ids = words(2, 8)
     whole = logits(model, input_ids=ids)
+    cache = cache_name(argument_names(model)) or ""
     with torch.no_grad():
         first = model(input_ids=ids[:, :5], use_cache=True)
         second = model(
             input_ids=ids[:, 5:],
             attention_mask=torch.ones_like(ids),
             position_ids=torch.arange(5, 8).expand(2, -1),
-            past_key_values=first.past_key_values,
+            **{cache: first[cache]},
         )
     close(torch.cat([first.logits, second.logits], dim=1), whole)
 
@@ -325,8 +327,9 @@ def test_going_on_from_an_earlier_generation_is_refused_rather_than_skipping_wor
     out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **new)
     more = torch.cat([out.sequences, words(rows, 4, seed=1)], dim=1)
     mask = torch.cat([mask, mask.new_ones(rows, 7)], dim=1)
-    with pytest.raises(fw.InputError, match="leave past_key_values out"):
-        model.generate(more, attention_mask=mask, past_key_values=out.past_key_values, **new)
+    cache = cache_name(argument_names(model)) or ""
+    with pytest.raises(fw.InputError, match="leave the cache out"):
+        model.generate(more, attention_mask=mask, **{cache: out[cache]}, **new)
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])

@@ -135,13 +135,21 @@ def test_hf_peft_loads_a_prompt_that_started_from_a_text(text: str | None, base:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bart"])
 @pytest.mark.parametrize("method", ["lora", "prefix_tuning", "prompt_tuning", "ia3"])
-def test_hf_peft_generates_the_same_tokens(family: str, method: str, tmp_path: Path) -> None:
+def test_hf_peft_would_write_the_same_tokens(family: str, method: str, tmp_path: Path) -> None:
     ours = FAMILIES[family]()
     inputs = random_inputs(ours)
-    inputs.pop("decoder_input_ids", None)
+    for given in ("decoder_input_ids", "attention_mask"):
+        inputs.pop(given, None)
     fw.attach(ours, OURS[method])
     shake(trainable(ours))
     fw.save(ours, tmp_path / "adapter")
     reference = peft.PeftModel.from_pretrained(FAMILIES[family](), tmp_path / "adapter").eval()
     new = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    assert torch.equal(ours.generate(**inputs, **new), reference.generate(**inputs, **new))
+    written = ours.generate(**inputs, **new)
+    # Not by its `generate`: in peft 0.21 that knows caches by the name that they had before transformers 5.24.
+    told = {"decoder_input_ids": written} if ours.config.is_encoder_decoder else {"input_ids": written}
+    with torch.no_grad():
+        its = peft_logits(reference, written, {**inputs, **told})
+    if (end := ours.generation_config.eos_token_id) is not None:
+        its[..., end] = -torch.inf
+    assert torch.equal(its[:, -7:-1].argmax(-1), written[:, -6:])

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from .soft_prompt import argument_names, insert
+from .calls import argument_names, cache_name
+from .soft_prompt import insert
 
 
 class Reading(Cache):
@@ -72,8 +73,8 @@ def _checkpointed(stack: nn.Module) -> dict[Any, str]:
     if not stack.training:
         return {}
     layers = (m for m in stack.modules() if m is not stack and getattr(m, "gradient_checkpointing", False))
-    names = {m: set(argument_names(m)) & {"past_key_values", "layer_past"} for m in layers}
-    return {m: own.pop() for m, own in names.items() if own and hasattr(m, "_gradient_checkpointing_func")}
+    names = {m: cache_name(argument_names(m)) for m in layers if hasattr(m, "_gradient_checkpointing_func")}
+    return {m: name for m, name in names.items() if name}
 
 
 def runs_twice(stack: nn.Module) -> bool:

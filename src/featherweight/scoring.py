@@ -21,6 +21,7 @@ from torch import Tensor
 from .adapter import attached
 from .attention import rows_apart
 from .base import Base
+from .calls import argument_names, cache_name
 from .engine.batches import keeps_apart, pack_prompts, readable
 from .engine.lean import lean
 from .engine.loss import class_logits, logits_at
@@ -177,6 +178,8 @@ def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]
         start = logits_at(base.model, inputs, ends).log_softmax(-1)
         return start[:, [ids[0] for ids in labels]]
     out = base.model(**inputs, use_cache=True, logits_to_keep=1)
+    cache = cache_name(argument_names(base.model))
+    assert cache is not None  # or it would not write
     start = out.logits[:, -1].float().log_softmax(-1)
     for column, ids in enumerate(labels):
         scores[:, column] = start[:, ids[0]]
@@ -184,7 +187,7 @@ def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]
             continue
         more = torch.tensor(ids[:-1], device=base.device).expand(len(rows), -1)
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
-        after = {"input_ids": more, "attention_mask": mask, "past_key_values": copy.deepcopy(out.past_key_values)}
+        after = {"input_ids": more, "attention_mask": mask, cache: copy.deepcopy(out[cache])}
         if "position_ids" in inputs:
             after["position_ids"] = (mask.cumsum(1) - 1)[:, -more.shape[1] :]
         log_p = base.model(**after, use_cache=True).logits.float().log_softmax(-1)

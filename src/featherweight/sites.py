@@ -5,13 +5,13 @@ one string that is a regular expression for the whole path, or `"all-linear"`. L
 for the architecture are taken. Prompt methods need no names: they sit on a stack (`stacks`).
 """
 
-import inspect
 import re
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .calls import argument_names, cache_name
 from .errors import InputError, nearest
 
 _QV = ("q_proj", "v_proj")
@@ -240,7 +240,7 @@ def prompted(model: Any) -> tuple[str, str | None]:
     """Like `stacks`, where a prompt goes: before a classifier as a whole, because what follows its stack (a mean over the
     tokens) must see the prompt and the mask that has room for it. So does HF PEFT. A decoder with a class head looks for its
     last word itself, and must not see the prompt."""
-    reads_only = is_classifier(model) and "past_key_values" not in inspect.signature(type(model).forward).parameters
+    reads_only = is_classifier(model) and cache_name(argument_names(model)) is None
     return ("", None) if reads_only else stacks(model)
 
 

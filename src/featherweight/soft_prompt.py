@@ -11,7 +11,6 @@ row (several texts in one, told by `position_ids` that begin again at 0, no mask
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,13 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .attention import Layout, layout_of
+from .calls import argument_names, cache_in, named_arguments
 from .errors import InputError
 from .method import Part
-
-
-def argument_names(stack: nn.Module) -> tuple[str, ...]:
-    """Names of the positional arguments of a stack's `forward` (some models call their stack positionally)."""
-    return tuple(inspect.signature(type(stack).forward).parameters)[1:]
 
 
 def text_ids(text: str, n: int, encode: Callable[[str], list[int]]) -> tuple[int, ...]:
@@ -78,7 +73,7 @@ def mask_and_padding(kw: Mapping[str, Any], n: int) -> tuple[Tensor | None, Tens
             "(as generate does for a static cache: leave cache_implementation out)"
         )
     padding = padding_before(mask)
-    reads = kw.get("past_key_values") is not None and not torch.compiler.is_compiling()
+    reads = cache_in(kw) is not None and not torch.compiler.is_compiling()
     if reads and bool((padding == mask.shape[1]).any()):
         raise InputError(
             "with a prompt or prefix no row may be padding alone, as prefill_chunk_size makes it of a short row's first chunk"
@@ -104,7 +99,7 @@ def check_continues(kw: Mapping[str, Any], n: int, queries: int, call: Callable[
 
     `generate` does so when it is handed the cache of an earlier call.
     """
-    past = past_length(kw.get("past_key_values"))
+    past = past_length(cache_in(kw))
     mask, positions = kw.get("attention_mask"), kw.get("position_ids")
     text = 0  # how many tokens the caller has given in all, this call's included
     if isinstance(mask, Tensor):
@@ -114,14 +109,14 @@ def check_continues(kw: Mapping[str, Any], n: int, queries: int, call: Callable[
     inner = isinstance(call, functools.partial)  # further prompts inwards, perhaps, of which the cache is longer still
     if past and (not queries or (text and (text + n > past + queries or (text + n < past + queries and not inner)))):
         raise InputError(
-            "with a prompt or prefix, generate cannot go on from the cache of an earlier call: leave past_key_values out"
+            "with a prompt or prefix, generate cannot go on from the cache of an earlier call: leave the cache out"
         )
 
 
 def refuse_packed(kw: Mapping[str, Any]) -> None:
     """Refuse rows that hold several texts told apart by positions alone: only the first would have the prompt in front."""
     positions = kw.get("position_ids")
-    if positions is None or kw.get("attention_mask") is not None or past_length(kw.get("past_key_values")):
+    if positions is None or kw.get("attention_mask") is not None or past_length(cache_in(kw)):
         return
     if torch.compiler.is_compiling():
         raise InputError("a compiled model with a prompt or prefix needs an attention mask, or no position_ids")
@@ -147,14 +142,14 @@ class Prepend(Part):
 
     def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Prepend on an empty cache; afterwards only lengthen the mask and shift the positions."""
-        kw = dict(zip(self.names, args, strict=False)) | kwargs
+        kw = named_arguments(self.names, args, kwargs)
         embeds, ids = kw.pop("inputs_embeds", None), kw.pop("input_ids", None)
         embeds = self.__dict__["embed"](ids) if embeds is None else embeds
         if layout := layout_of(kw.get("attention_mask")):
             return self._packed(call, embeds, layout, kw)
         refuse_packed(kw)
         prompt = self.prompt().to(embeds.dtype)
-        first, batch, n = past_length(kw.get("past_key_values")) == 0, embeds.shape[0], prompt.shape[0]
+        first, batch, n = past_length(cache_in(kw)) == 0, embeds.shape[0], prompt.shape[0]
         if self.cut:
             check_continues(kw, n, embeds.shape[1], call)
         mask, padding = mask_and_padding(kw, n)
@@ -196,7 +191,7 @@ class WidenCrossMask(Part):
 
     def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Lengthen `encoder_attention_mask` to the length of `encoder_hidden_states`."""
-        kw = dict(zip(self.names, args, strict=False)) | kwargs
+        kw = named_arguments(self.names, args, kwargs)
         mask, states = kw.get("encoder_attention_mask"), kw.get("encoder_hidden_states")
         if mask is not None and states is not None:
             kw["encoder_attention_mask"] = widen(mask, states.shape[1] - mask.shape[1], padding_before(mask))

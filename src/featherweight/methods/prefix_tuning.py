@@ -33,11 +33,11 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .. import sites
 from ..attention import layout_of
+from ..calls import argument_names, cache_in, cache_name, named_arguments
 from ..errors import InputError
 from ..method import Method, Part
 from ..prefix_cache import handing_on, reading, runs_twice
 from ..soft_prompt import (
-    argument_names,
     check_continues,
     mask_and_padding,
     past_length,
@@ -77,7 +77,7 @@ class PrefixTuning(Method):
     def resolve(self, model: nn.Module, encode: Callable[[str], list[int]] | None) -> PrefixTuning:
         """Tokenise the text to start from; without any, start from random words."""
         stack = model.get_submodule(self.sites(model)[0])
-        if "past_key_values" not in argument_names(stack):
+        if cache_name(argument_names(stack)) is None:
             raise InputError(
                 f"Prefix-Tuning needs a model whose layers take keys and values from a cache, and {type(stack).__name__} has "
                 f"none; choose LoRA, (IA)³ or Prompt Tuning"
@@ -129,6 +129,7 @@ class PrefixTuningPart(Part):
         super().__init__()
         stack: Any = model.get_submodule(path)
         self.names = argument_names(stack)
+        self.cache = cache_name(self.names) or ""
         self.config: Any = model.config
         self.classifies = sites.is_classifier(model)
         self.crosses = sites.is_encoder_decoder(model)
@@ -176,7 +177,7 @@ class PrefixTuningPart(Part):
 
     def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Put the prefix in front while the cache is empty; always lengthen the mask and shift the positions."""
-        kw = dict(zip(self.names, args, strict=False)) | kwargs
+        kw = named_arguments(self.names, args, kwargs)
         x = kw["input_ids"] if kw.get("input_ids") is not None else kw["inputs_embeds"]
         given = kw.get("position_ids")
         if layout_of(kw.get("attention_mask")):  # it says nothing of keys before the tokens: every row sees those
@@ -188,7 +189,7 @@ class PrefixTuningPart(Part):
             kw["attention_mask"] = mask
         if given is not None or ("position_ids" in self.names and not self.classifies):
             kw["position_ids"] = text_positions(given, mask, self.n, x.shape[1])
-        cache, stack = kw.get("past_key_values"), self.__dict__["stack"]
+        cache, stack = cache_in(kw), self.__dict__["stack"]
         if past_length(cache) > 0:
             return call(**kw)
         if runs_twice(stack):
@@ -196,11 +197,11 @@ class PrefixTuningPart(Part):
         elif cache is None and kw.get("use_cache") is not False:
             cache = self.empty_cache()
         states = self._states(x.shape[0])
-        kw["past_key_values"] = reading(states, padding, cache, self.crosses)
+        kw[self.cache] = reading(states, padding, cache, self.crosses)
         with handing_on(stack, lambda: reading(states, padding, None, self.crosses)):
             out = call(**kw)
-        if out.get("past_key_values") is not None:  # ours was for this reading only
-            out.past_key_values = cache
+        if out.get(self.cache) is not None:  # ours was for this reading only
+            out[self.cache] = cache
         return out
 
     def empty_cache(self) -> Any:
@@ -220,10 +221,7 @@ def _keys_and_values(stack: nn.Module, ids: Tensor, crosses: bool) -> list[tuple
     own: Any = DynamicCache()  # without a configuration, so that no layer drops what its window has passed
     training = stack.training
     stack.eval()
-    stack(
-        input_ids=ids[None],
-        past_key_values=EncoderDecoderCache(own, DynamicCache()) if crosses else own,
-        use_cache=True,
-    )
+    cache = EncoderDecoderCache(own, DynamicCache()) if crosses else own
+    stack(input_ids=ids[None], use_cache=True, **{cache_name(argument_names(stack)) or "": cache})
     stack.train(training)
     return [(layer.keys[0], layer.values[0]) for layer in own.layers]
