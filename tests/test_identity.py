@@ -47,6 +47,12 @@ def test_another_tokenizer_is_refused_unless_forced(fw_cli: Cli, reviews: Path, 
         assert fw_cli(*verb, "--adapter", "mine", "--dtype", "float32", "--force").code == 0
 
 
+def test_nor_is_it_merged_into_one(fw_cli: Cli, reviews: Path, base: Path) -> None:
+    assert fw_cli("train", "--model", base, "--data", reviews, *LINE, "--out", "mine").code == 0
+    change_tokenizer(base)
+    assert "trained with another tokenizer" in complaint(fw_cli("merge", "--adapter", "mine", "--out", "merged"))
+
+
 def test_another_chat_template_matters_to_instructions_only(
     fw_cli: Cli, in_tmp: Path, base: Path, reviews: Path
 ) -> None:

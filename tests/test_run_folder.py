@@ -16,6 +16,7 @@ import pytest
 import featherweight as fw
 import tiny
 from command import Cli, complaint
+from featherweight.prepare import new_folder
 from featherweight.run_folder import at_work
 from forked import Forked
 from killing import RESULT
@@ -77,6 +78,24 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
     assert "going on from" in said(in_tmp)
     assert [p.name for p in (in_tmp / "runs").iterdir()] == ["lora-001"]
     assert result_of(run) == result_of(in_tmp / "whole" / "runs" / "lora-001")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_of_another_kind_is_no_second_ctrl_c(
+    server: Forked, in_tmp: Path, line: Any, number: signal.Signals
+) -> None:
+    """Ctrl-C, and then the window is closed."""
+    twice = (
+        "import os, featherweight.engine.update as u\n"
+        "first, calls = u.labelled_loss, []\n"
+        "def press(*given):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == 20: [os.kill(os.getpid(), n) for n in (2, {int(number)})]\n"
+        "    return first(*given)\n"
+        "u.labelled_loss = press"
+    )
+    assert server.run(in_tmp, *line(*SHORT, "--out", "mine"), before=twice) == 130
+    assert [p.name for p in (in_tmp / "mine" / "checkpoints").iterdir()] == ["step-000019"]
 
 
 def test_a_second_ctrl_c_ends_it_at_once_without_a_partial_file(server: Forked, in_tmp: Path, line: Any) -> None:
@@ -158,6 +177,72 @@ def test_other_settings_are_refused_with_the_differences(fw_cli: Cli, stopped: P
     assert "going on from" in forced.err
 
 
+def test_a_resume_that_is_refused_leaves_the_folder_as_it_was(fw_cli: Cli, stopped: Path) -> None:
+    before = [(stopped / name).read_text() for name in ("run.json", "recipe.toml")]
+    assert "does not fit this run at all" in fw_cli("train", "--resume", stopped, "--force", "--set", "r=4").err
+    assert [(stopped / name).read_text() for name in ("run.json", "recipe.toml")] == before
+    done = fw_cli("train", "--resume", stopped)
+    assert done.code == 0, done.err
+
+
+def test_batches_of_other_rows_are_another_run(fw_cli: Cli, stopped: Path) -> None:
+    """Where texts are padded, those of like length share a batch."""
+    words = complaint(fw_cli("train", "--resume", stopped, "--packing", "false"))
+    assert "packing was None and is False" in words
+
+
+def test_data_that_has_been_moved_is_recognised(fw_cli: Cli, stopped: Path, reviews: Path) -> None:
+    reviews.rename(reviews.with_name("moved.csv"))
+    assert "reviews.csv" in complaint(fw_cli("train", "--resume", stopped))
+    done = fw_cli("train", "--resume", stopped, "--data", reviews.with_name("moved.csv"))
+    assert done.code == 0, done.err
+    assert "going on from" in done.err
+
+
+def test_what_started_a_run_is_not_part_of_it(fw_cli: Cli, stopped: Path, line: Any) -> None:
+    """Neither its recipe nor the next start inherits `--resume` or `--force`."""
+    told = json.loads((stopped / "run.json").read_text())
+    assert fw_cli("train", "--resume", stopped, "--force", "--epochs", 1).code == 0
+    assert json.loads((stopped / "run.json").read_text())["pid"] == os.getpid() != told["pid"]
+    assert json.loads(next((stopped / "checkpoints").iterdir()).joinpath("state.json").read_text())["identity"][
+        "device"
+    ] == ("cpu")
+    recipe = (stopped / "recipe.toml").read_text()
+    assert "resume" not in recipe
+    assert "force = false" in recipe
+    assert fw_cli("train", "--recipe", stopped / "recipe.toml", "--out", "again").code == 0
+
+
+def test_a_run_that_began_afresh_can_be_resumed(server: Forked, fw_cli: Cli, in_tmp: Path, line: Any) -> None:
+    cut = "import featherweight.training as t; t._save = None"
+    assert server.run(in_tmp, *line(*SHORT, "--save-steps", 10, "--fresh", "--out", "mine"), before=cut) == 70
+    done = fw_cli("train", "--resume", "mine")
+    assert done.code == 0, done.err
+
+
+def test_a_recipe_that_was_lost_costs_no_setting(server: Forked, fw_cli: Cli, in_tmp: Path, line: Any) -> None:
+    cut = "import featherweight.training as t; t.announce = None"
+    assert server.run(in_tmp, *line(*SHORT, "--out", "mine"), before=cut) == 70
+    (in_tmp / "mine" / "recipe.toml").write_text("")
+    done = fw_cli(*line(*SHORT, "--out", "mine"))
+    assert done.code == 0, done.err
+    assert "steps = 30" in (in_tmp / "mine" / "recipe.toml").read_text()
+
+
+def test_a_folder_in_which_a_run_was_killed_before_it_began_is_free(fw_cli: Cli, in_tmp: Path, line: Any) -> None:
+    (in_tmp / "mine").mkdir()
+    for name in (".lock", ".run.json"):
+        (in_tmp / "mine" / name).touch()
+    done = fw_cli(*line(*SHORT, "--out", "mine"))
+    assert done.code == 0, done.err
+
+
+def test_two_runs_at_the_same_instant_take_two_folders(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks before the other has made its own."""
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert [new_folder(None, "lora").name for _ in range(2)] == ["lora-001", "lora-002"]
+
+
 def test_settings_that_do_not_change_the_result_may_change(fw_cli: Cli, stopped: Path, line: Any) -> None:
     done = fw_cli("train", "--resume", stopped, "--checkpoint-activations", "layer", "--micro-batch", 1)
     assert done.code == 0, done.err
@@ -236,7 +321,7 @@ def test_a_second_run_in_a_folder_is_refused_and_told_of_the_first(
     assert "featherweight train" in words
     os.kill(pid, signal.SIGKILL)
     server.wait(pid)
-    with at_work(in_tmp / "mine", going_on=True):  # the lock of a process that is gone holds nobody up
+    with at_work(in_tmp / "mine"):  # the lock of a process that is gone holds nobody up
         assert "another run is at work in it" in complaint(fw_cli(*args))
     assert server.run(in_tmp, *args) == 0, said(in_tmp)
 
@@ -273,11 +358,17 @@ def test_an_adapter_that_does_not_fit_on_the_disk_is_saved_elsewhere(server: For
     (in_tmp / "elsewhere").mkdir()
     full = (
         f"import os, tempfile, featherweight.training as t; tempfile.tempdir = {str(in_tmp / 'elsewhere')!r}\n"
+        "from featherweight import on_disk\n"
         "first = t.save\n"
         "def save(model, folder, **more):\n"
+        "    saving.append(1)\n"
         "    if folder.name == 'mine': raise t.InputError('cannot write the adapter to mine: No space left on device')\n"
         "    return first(model, folder, **more)\n"
-        "t.save = save"
+        "t.save = save\n"
+        "def write(path, text):\n"
+        "    if saving: raise t.InputError('cannot write run.json: No space left on device')\n"
+        "    return written(path, text)\n"
+        "written, on_disk.write, saving = on_disk.write, write, []"
     )
     assert server.run(in_tmp, *line(*SHORT, "--out", "mine"), before=full) == 1
     assert "No space left on device" in said(in_tmp)

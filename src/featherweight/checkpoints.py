@@ -16,11 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import adapter_folder
+from .engine.memory import out_of_memory
 from .engine.train import Report
 from .engine.update import Learner, random_states, set_random_states
 from .engine.validation import put_tensors, tensors_of
 from .errors import InputError
+from .on_disk import make_safe
 
 MANIFEST, STATE, FACTS = "manifest.json", "state.safetensors", "state.json"
 FORMAT = 1
@@ -59,10 +61,13 @@ class Checkpoints:
     _cost: float = 0.0
     _at: int | None = None
     """The step of the newest one; None before `resume`."""
+    _overtaken: list[Path] = field(default_factory=list)
+    """Those that the run did not go on from, though they are newer: they are not whole, and take no place of one that is."""
 
     def all(self) -> list[Path]:
         """The folders of the checkpoints, newest first, whole or not."""
-        return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+        found = (p for p in self.folder.glob("step-*") if p.is_dir())
+        return sorted(found, key=lambda p: (len(p.name), p.name), reverse=True)  # a millionth step has a digit more
 
     def resume(self, learner: Learner, report: Report) -> int:
         """Put the newest whole checkpoint into a learner and its report; returns the step to go on with: 0 where there is none.
@@ -75,7 +80,8 @@ class Checkpoints:
             try:
                 facts, tensors = read(path)
             except InputError as e:
-                self.tell(f"{e}; the one before it is used")
+                self.tell(f"{e}; it is not used, but the one before it, if there is one")
+                self._overtaken.append(path)
                 continue
             if (other := differing(facts["identity"], self.identity)) and not self.force:
                 raise InputError(
@@ -107,10 +113,13 @@ class Checkpoints:
             return True
         start = time.monotonic()
         try:
+            while self._overtaken:
+                _remove(self._overtaken.pop())
             write(self.folder / f"step-{report.steps:06}", learner, report, self.identity)
-            self._remove_old(report)
-        except (OSError, SafetensorError, InputError) as e:
-            what = "the run stops" if self.stop_if_unsaved else "the run goes on without it"
+        except (OSError, SafetensorError, InputError, RuntimeError, MemoryError) as e:
+            if isinstance(e, RuntimeError) and not out_of_memory(e):
+                raise
+            what = "the run stops" if self.stop_if_unsaved or report.stopped else "the run goes on without it"
             self.tell(f"a checkpoint could not be written at step {report.steps}: {reason(e)}; {what}")
             if self.stop_if_unsaved and report.stopped is None:
                 report.stopped = "not saved"
@@ -119,20 +128,25 @@ class Checkpoints:
             self._last, self._cost = time.monotonic(), time.monotonic() - start
             report.saving_seconds += self._cost
         self._at, report.saves = report.steps, report.saves + 1
+        self._remove_old(report)
         return True
 
     def _remove_old(self, report: Report) -> None:
-        best = min(report.validation, key=lambda v: v[1])[0] if report.validation else None
         for path in self.all()[self.keep :]:
-            if path.name != f"step-{best or -1:06}":
-                gone = path.with_name(f".removed-{path.name}")  # renamed at once: never half a checkpoint by its name
-                path.replace(gone)
-                shutil.rmtree(gone)
+            if path.name != f"step-{report.best[0]:06}":
+                with suppress(OSError):  # one too many does no harm
+                    _remove(path)
 
     def _sweep(self) -> None:
         """Remove what a process that was killed left half-way."""
         for left in (*self.folder.glob(".saving-*"), *self.folder.glob(".removed-*")):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    gone = folder.with_name(f".removed-{folder.name}")  # renamed at once: never half a checkpoint by its name
+    folder.replace(gone)
+    shutil.rmtree(gone)
 
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -154,17 +168,16 @@ def write(folder: Path, learner: Learner, report: Report, identity: dict[str, An
         about = {"steps": report.steps, "losses": finite(report.losses)}
         adapter_folder.save(learner.base.model, stage, learner.name, about=about)
         save_file(tensors, stage / STATE)
-        _write(stage / FACTS, facts | {"identity": identity})
+        (stage / FACTS).write_bytes(_json(facts | {"identity": identity}))
         files = {file.name: _measured(file) for file in sorted(stage.iterdir())}
         told = {"format": FORMAT, "step": report.steps, "files": files}
-        _write(stage / MANIFEST, told | {"sha256": _sum(told)})
+        (stage / MANIFEST).write_bytes(_json(told | {"sha256": _sum(told)}))
         for file in stage.iterdir():
-            _make_safe(file)
-        _make_safe(stage)
-        if folder.is_dir():  # one that is damaged: it has been refused, or this step would not come again
-            shutil.rmtree(folder)
+            make_safe(file)
+        make_safe(stage)
         stage.replace(folder)
-        _make_safe(folder.parent)
+        for parent in (folder.parent, folder.parent.parent):  # the outer one: `checkpoints` may be new
+            make_safe(parent)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(stage, ignore_errors=True)
         raise
@@ -214,13 +227,14 @@ def _taken(learner: Learner, report: Report) -> tuple[dict[str, Any], dict[str, 
                 tensors[f"optimizer/{i}/{key}"] = value
             else:
                 plain.setdefault(str(i), {})[key] = value
-    tensors["losses"] = torch.tensor(report.losses, dtype=torch.float64)
+    tensors["losses"] = torch.tensor(report.losses, dtype=torch.float64)  # here, because JSON knows no NaN
+    tensors["validation"] = torch.tensor(report.validation, dtype=torch.float64).reshape(-1, 2)
     kept: Any = np.random.get_state(legacy=False)
     facts = {
         "optimizer": plain,
         "micro": learner.micro,
-        "scaling": [learner.scale, learner._good, learner.skipped],
-        "nonfinite": [learner.nonfinite, learner._bad_in_a_row, learner.left_out],
+        "scaling": [learner.scale, learner.good, learner.skipped],
+        "nonfinite": [learner.nonfinite, learner.bad_in_a_row, learner.left_out],
         "report": {name: getattr(report, name) for name in REPORTED},
         "python_random": random.getstate(),
         "numpy_random": kept | {"state": {k: np.asarray(v).tolist() for k, v in kept["state"].items()}},
@@ -229,7 +243,7 @@ def _taken(learner: Learner, report: Report) -> tuple[dict[str, Any], dict[str, 
     return facts, {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
 
 
-REPORTED = ("seconds", "examples", "tokens", "peak_bytes", "validation", "saves", "saving_seconds", "cut")
+REPORTED = ("seconds", "examples", "tokens", "peak_bytes", "saves", "saving_seconds", "cut")
 
 
 @torch.no_grad()
@@ -255,16 +269,17 @@ def _put(learner: Learner, report: Report, facts: dict[str, Any], tensors: dict[
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(facts["numpy_random"])
     learner.micro = min(learner.micro, facts["micro"])
-    learner.scale, learner._good, learner.skipped = facts["scaling"]
-    learner.nonfinite, learner._bad_in_a_row, learner.left_out = facts["nonfinite"]
+    learner.scale, learner.good, learner.skipped = facts["scaling"]
+    learner.nonfinite, learner.bad_in_a_row, learner.left_out = facts["nonfinite"]
     for name in REPORTED:
         setattr(report, name, facts["report"][name])
-    report.validation = [(step, loss) for step, loss in report.validation]
+    report.validation = [(int(step), loss) for step, loss in tensors["validation"].tolist()]
     report.losses = tensors["losses"].tolist()
     report.micro_batch, report.skipped, report.nonfinite = learner.micro, learner.skipped, learner.nonfinite
+    report.bad_rows = learner.left_out
 
 
-def finite(losses: list[float]) -> list[float | None]:
+def finite(losses: Sequence[float]) -> list[float | None]:
     """Losses as JSON has them: it knows no NaN."""
     return [loss if math.isfinite(loss) else None for loss in losses]
 
@@ -278,10 +293,6 @@ def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_bytes(_json(content))
-
-
 def _sum(content: dict[str, Any]) -> str:
     return hashlib.sha256(_json(content)).hexdigest()
 
@@ -290,14 +301,3 @@ def _measured(file: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, read in pieces."""
     with file.open("rb") as f:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
-
-
-def _make_safe(path: Path) -> None:
-    """Wait until a file or folder is on the disk. Windows has no such thing for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import on_disk
 from .adapter import attach, detach
 from .adapter_folder import CONFIG, read_about, read_method
 from .base import Base, load_base, load_config, pick_device, skeleton
@@ -22,6 +25,7 @@ from .methods.options import build_method
 from .plan.cards import read_bytes
 from .progress import note
 from .quantise import refuse_quantising
+from .run_folder import untouched
 from .stream import check_source
 from .task import Task, load_task
 from .tokens import Example, Writer
@@ -104,8 +108,7 @@ def task_of(
 def new_folder(wanted: str | None, verb: str) -> Path:
     """Make the folder for a result: the wanted one, which must be new or empty, or the next free one under runs/."""
     try:
-        folder = _free_folder(wanted, verb)
-        folder.mkdir(parents=True, exist_ok=wanted is not None)
+        folder = _next_folder(verb) if wanted is None else _free_folder(wanted)
     except OSError as e:
         where = "under runs/" if wanted is None else wanted
         raise InputError(f"--out: cannot make the folder {where}: {e.strerror or e}") from None
@@ -113,17 +116,23 @@ def new_folder(wanted: str | None, verb: str) -> Path:
     return folder
 
 
-def _free_folder(wanted: str | None, verb: str) -> Path:
-    if wanted is None:
-        number = 1
-        while (folder := Path("runs") / f"{verb}-{number:03}").exists():
-            number += 1
-        return folder
+def _next_folder(verb: str) -> Path:
+    """Made here, so that two processes at the same instant take two."""
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{verb}-{number:03}"
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
+def _free_folder(wanted: str) -> Path:
     folder = Path(wanted).expanduser()
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not untouched(folder):
         raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {wanted} is a file; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -141,13 +150,15 @@ def check_writable(file: str) -> None:
 
 def announce(config: Config, folder: Path) -> None:
     """Print the resolved configuration and save it as a recipe that repeats the run."""
-    update = (
+    update: dict[str, Any] = (
         {"data": named(config.data), "model": named(config.model), "out": None}
         if isinstance(config, DataConfig)
         else {}
     )
+    if isinstance(config, TrainConfig):  # about one start of it, not about the run
+        update |= {"resume": None, "fresh": False, "force": False}
     recipe = to_toml(config.model_copy(update=update))
-    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    on_disk.write(folder / "recipe.toml", recipe)
     note(
         f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines())
     )

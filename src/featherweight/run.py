@@ -162,6 +162,7 @@ def run_merge(config: MergeConfig) -> int:
     stored = str(told.dtype).removeprefix("torch.") if told.dtype in DTYPES.values() else "float32"
     base = load_base(name, labels, dtype=stored if config.dtype == "auto" else config.dtype, device=config.device)
     load(base.model, config.adapter, force=config.force)
+    check_tokens(base, saved, force=config.force)
     merge(base.model, keep=False)
     save_base(base, folder)
     note(

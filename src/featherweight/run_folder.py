@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from . import on_disk
 from .checkpoints import differing
 from .config import TrainConfig, merge, read_recipe
 from .data import named
@@ -32,10 +33,13 @@ from .provenance import command
 
 ABOUT, RECIPE, CHECKPOINTS, LOCK = "run.json", "recipe.toml", "checkpoints", ".lock"
 SAME_RESULT = frozenset({
-    "out", "resume", "fresh", "force", "memory", "checkpoint_activations", "packing", "lean", "stream_base", "micro_batch",
+    "out", "resume", "fresh", "force", "memory", "checkpoint_activations", "lean", "stream_base", "micro_batch",
     "metric", "test_rows", "save_steps", "save_minutes", "save_total_limit", "if_save_fails", "offline",
 })  # fmt: skip
 """Settings that a run may go on with changed: they do not say what is learned, but for rounding."""
+PLACES = frozenset({"data", "model", "test_data"})
+"""Settings that `--resume` may change: what is there is recognised by its content."""
+UNFINISHED = (None, "interrupted", "not saved", "out of memory")
 
 
 @dataclass
@@ -43,7 +47,8 @@ class RunFolder:
     """A run's folder, with this process at work in it."""
 
     path: Path
-    going_on: bool
+    before: dict[str, str | None]
+    """What run.json and recipe.toml said when this process came."""
 
     @property
     def checkpoints(self) -> Path:
@@ -55,6 +60,17 @@ class RunFolder:
         told = {"asked": asked, "command": command(), "host": platform.node(), "pid": os.getpid(), "started": _now()}
         _write(self.path / ABOUT, told | {"ended": None})
 
+    def put_back(self) -> None:
+        """Leave the folder as it was found, or none if it was new: a run that is refused changes nothing."""
+        for name, text in self.before.items():
+            file = self.path / name
+            if text is None:
+                file.unlink(missing_ok=True)
+            elif file.read_text(encoding="utf-8") != text:
+                on_disk.write(file, text)
+        if untouched(self.path):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def end(self, how: str) -> None:
         """Write down how it ended: `complete`, or why not."""
         _write(self.path / ABOUT, _read(self.path) | {"ended": how, "at": _now()})
@@ -63,7 +79,7 @@ class RunFolder:
 def asked_for(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what is learned, as they can be compared from any folder."""
     told = config.model_dump(mode="json", exclude=set(SAME_RESULT))
-    places = {key: named(told[key]) for key in ("data", "model", "test_data") if told.get(key)}
+    places = {key: named(told[key]) for key in sorted(PLACES) if told.get(key)}
     return told | places
 
 
@@ -73,6 +89,8 @@ def find_run(config: TrainConfig) -> Path | None:
     Raises `InputError` where the folder that was named holds another run, or a complete one.
     """
     asked, wanted = asked_for(config), config.resume or config.out
+    if config.resume and config.out not in (None, config.resume):
+        raise InputError(f"--resume {config.resume} goes on in its own folder; leave --out {config.out} away")
     if wanted is None:
         return None if config.fresh else _last_of(asked, config.method)
     folder = Path(wanted).expanduser()
@@ -86,7 +104,8 @@ def find_run(config: TrainConfig) -> Path | None:
             f"{flag} {wanted}: the run in this folder is complete; `featherweight evaluate --adapter {wanted}` measures it; "
             f"choose a new folder for another"
         )
-    if other := differing(told.get("asked") or {}, asked):
+    then, moved = told.get("asked") or {}, PLACES if config.resume else frozenset()
+    if other := differing(_without(then, moved), _without(asked, moved)):
         if not (config.force and config.resume):
             raise InputError(
                 f"{flag} {wanted} holds a run with other settings: {'; '.join(other)}; choose a new folder, or go on all the same "
@@ -95,6 +114,10 @@ def find_run(config: TrainConfig) -> Path | None:
     elif config.fresh:
         raise InputError(f"{flag} {wanted} is in use: it has files; choose a new folder, or leave --fresh out to go on")
     return folder
+
+
+def _without(asked: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in asked.items() if key not in keys}
 
 
 def _is_run(folder: Path) -> bool:
@@ -106,14 +129,14 @@ def _is_run(folder: Path) -> bool:
 
 def _last_of(asked: dict[str, Any], verb: str) -> Path | None:
     """The newest unfinished run under runs/ that was asked for like this one, and that nobody is at work on."""
-    for folder in sorted(Path("runs").glob(f"{verb}-*"), reverse=True):
+    for folder in sorted(Path("runs").glob(f"{verb}-*"), key=lambda p: (len(p.name), p.name), reverse=True):
         if not _is_run(folder):
             continue
         try:
             told = _read(folder)
         except InputError:
             continue
-        if told.get("ended") in (None, "interrupted", "not saved") and told.get("asked") == asked and not _held(folder):
+        if told.get("ended") in UNFINISHED and told.get("asked") == asked and not _held(folder):
             return folder
     return None
 
@@ -138,21 +161,28 @@ def decided(config: TrainConfig, folder: Path) -> TrainConfig:
     recipe, then = read_recipe(str(folder / RECIPE)), _read(folder)["asked"]
     now = asked_for(config)
     changed = {key for key in now if now[key] != then.get(key)} | (SAME_RESULT & config.model_fields_set)
-    return merge(TrainConfig, {k: v for k, v in recipe.items() if k not in changed}, config.model_dump(include=changed))
+    if changed & {"steps", "epochs"}:  # the one decides the other
+        changed |= {"steps", "epochs"}
+    kept = {key: value for key, value in recipe.items() if key not in changed}
+    own = config.model_dump(exclude_none=True, exclude={"epochs"} if "steps" in kept else None)
+    return merge(TrainConfig, own | kept, {})
 
 
 @contextmanager
-def at_work(folder: Path, *, going_on: bool) -> Iterator[RunFolder]:
+def at_work(folder: Path) -> Iterator[RunFolder]:
     """Inside, this process alone works in a run's folder. Raises `InputError`, naming the other, where one does already."""
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise InputError(_at_work_already(folder)) from None
-    except OSError as e:
-        raise InputError(f"--out: cannot write {folder}: {e.strerror or e}") from None
+    except (OSError, NotImplementedError) as e:  # the latter: a file system without locks
+        raise InputError(f"--out: cannot write {folder}: {getattr(e, 'strerror', None) or e}") from None
     try:
-        yield RunFolder(folder, going_on)
+        for left in folder.glob(".saving-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        files = {name: folder / name for name in (ABOUT, RECIPE)}
+        yield RunFolder(folder, {n: f.read_text(encoding="utf-8") if f.is_file() else None for n, f in files.items()})
     finally:
         lock.release()
 
@@ -179,10 +209,9 @@ def _at_work_already(folder: Path) -> str:
     return f"{folder} is in use: another run is at work in it{who}; wait for it, or choose another --out"
 
 
-def forget(folder: Path) -> None:
-    """Remove a folder in which nothing was done: a run that was refused leaves no trace."""
-    if not any(p.name != LOCK for p in folder.iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)
+def untouched(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a process leaves that is killed before it has begun."""
+    return all(file.name in (LOCK, f".{ABOUT}") for file in folder.iterdir())
 
 
 def _now() -> str:
@@ -202,11 +231,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """In one step: whoever reads it sees the old one or the new one."""
-    beside = path.with_name(f".{path.name}")
-    try:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as e:
-        beside.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {e.strerror or e}") from None
+    on_disk.write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

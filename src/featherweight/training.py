@@ -11,7 +11,7 @@ from typing import Any
 
 from . import report
 from .adapter import count, remember
-from .adapter_folder import save
+from .adapter_folder import CONFIG, OURS, WEIGHTS, save
 from .api import begin
 from .base import DTYPES, Base, load_config, pick_device, pick_dtype
 from .checkpoints import Checkpoints, finite
@@ -23,18 +23,18 @@ from .engine.train import Report, Settings
 from .errors import InputError
 from .identity import identity_of
 from .methods.options import build_method
+from .on_disk import make_safe
 from .plan.before import before_the_run
 from .prepare import announce, base_for, describe, new_folder, prepare, settings_of
 from .progress import mebibytes, note
-from .run_folder import SAME_RESULT, RunFolder, asked_for, at_work, decided, find_run, forget
+from .run_folder import SAME_RESULT, RunFolder, asked_for, at_work, decided, find_run
 from .task import Task
-from .tokens import writer_for
+from .tokens import Writer, writer_for
 
 
 def run_train(config: TrainConfig) -> int:
     """`featherweight train`; the exit code."""
     folder, asked = find_run(config), asked_for(config)
-    going_on = folder is not None
     if folder is not None:
         config = decided(config, folder)
     method = build_method(config.method, config.options.get(config.method, {}))
@@ -42,31 +42,33 @@ def run_train(config: TrainConfig) -> int:
     shape = load_config(config.model)
     if folder is None:
         folder = new_folder(config.out, config.method)
-    with at_work(folder, going_on=going_on) as run:
+    with at_work(folder) as run:
         try:
             settings = settings_of(config, len(task.train), lr=config.lr or method.rate(is_encoder(shape)))
             if not any(run.checkpoints.glob("step-*")):
                 config, settings = before_the_run(config, shape, task, method, settings)
-                run.begin(asked)
+            run.begin(asked)
             dtype = pick_dtype(config.dtype, pick_device(config.device))  # decided once: `auto` is measured
             name = next(name for name, known in DTYPES.items() if known == dtype)
             config = config.model_copy(
                 update={"steps": settings.steps, "epochs": None, "lr": settings.lr, "dtype": name}
             )
             announce(config, folder)
+            base, writer, result = _learn(config, run, task, settings)
         except InputError:
-            forget(folder)
+            run.put_back()
             raise
-        return _train(config, run, task, settings)
+        return _finish(config, run, task, settings, base, writer, result)
 
 
-def _train(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) -> int:
+def _learn(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) -> tuple[Base, Writer, Report]:
+    """Train. Raises `InputError` only before the first step: what is refused later has work to show."""
     method = build_method(config.method, config.options.get(config.method, {}))
     base = base_for(config, config.model, task.labels)
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
     begin(base, method, task, writer, seed=config.seed)
-    identity = identity_of(base, task, _settings(config))
+    identity = identity_of(base, task, _settings(config) | {"device": base.device.type})
     remember(base.model, identity=identity)
     checkpoints = Checkpoints(
         run.checkpoints, identity, every_steps=config.save_steps, every_seconds=60 * config.save_minutes,
@@ -76,9 +78,19 @@ def _train(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) 
     note(f"{method.title}: {trained:,} of {total:,} parameters are trained ({100 * trained / total:.4f} %)")
     validation = writer.examples(task.validation)[0]
     result = fit_with_bar(base, examples, settings, method.title, checkpoints=checkpoints, validation=validation)
+    return base, writer, result
+
+
+def _finish(
+    config: TrainConfig, run: RunFolder, task: Task, settings: Settings, base: Base, writer: Writer, result: Report
+) -> int:
+    """Save the adapter, say how the run ended, and measure it if it is complete; the exit code."""
     with stoppable() as late:  # a signal here must not cost the result
         saved = _save(base, run, result)
-        run.end("not saved" if saved != run.path else result.stopped or "complete")
+        try:
+            run.end("not saved" if saved != run.path else result.stopped or "complete")
+        except InputError as e:  # the disk is full: what follows must be said all the same
+            note(str(e))
     code = _explain(result, settings, run.path)
     if saved is None:
         note("the adapter could not be saved; free some space: the same command goes on from the last checkpoint")
@@ -91,7 +103,7 @@ def _train(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) 
         return 128 + number
     if code:
         return code
-    score = evaluate_with_bar(base, task, writer, config.metric, method.title)
+    score = evaluate_with_bar(base, task, writer, config.metric, build_method(config.method, {}).title)
     print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     if result.saves:
         share = result.saving_seconds / (result.seconds + result.saving_seconds)
@@ -113,18 +125,22 @@ def _save(base: Base, run: RunFolder, result: Report) -> Path | None:
     """Save the adapter, if need be to another folder than the run's; where it is."""
     about: dict[str, Any] = {"steps": result.steps, "losses": finite(result.losses)}
     if result.validation:
-        about["validation"] = [[step, loss] for step, loss in result.validation]
+        steps, losses = zip(*result.validation, strict=True)
+        about["validation"] = [list(pair) for pair in zip(steps, finite(losses), strict=True)]
     for folder in (run.path, Path(tempfile.gettempdir()) / f"featherweight-{run.path.name}"):
         try:
-            return save(base.model, folder, about=about)
-        except InputError as e:
+            save(base.model, folder, about=about)
+            for file in (*(folder / name for name in (WEIGHTS, CONFIG, OURS)), folder):
+                make_safe(file)
+            return folder
+        except (InputError, OSError) as e:
             note(str(e))
     return None
 
 
 def _explain(result: Report, settings: Settings, folder: Path) -> int:
     """Say why a run ended early, and what to do; the exit code, 0 for a run that is complete."""
-    again = "the same command goes on from there"
+    again = f"`featherweight train --resume {folder}`, or the same command, goes on from the last checkpoint"
     if result.nonfinite:
         rows = f", because of {', '.join(dict.fromkeys(result.bad_rows))}" if result.bad_rows else ""
         note(f"{result.nonfinite} updates were left out: their loss or gradient was not finite{rows}")

@@ -1,13 +1,15 @@
 """Asked to stop — Ctrl-C, SIGTERM, a closed terminal — a run ends at a place from which it can go on.
 
 The first signal is only noted; the update under way is undone at the next safe place, and all that was done before it is
-kept. A second signal is an ordinary `KeyboardInterrupt`, wherever the run is: for whoever cannot wait.
+kept. Ctrl-C after that is an ordinary `KeyboardInterrupt`, wherever the run is: for whoever cannot wait. Other signals say
+again what is known: somebody presses Ctrl-C and then closes the window; a shutdown sends SIGTERM, and then the terminal goes.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,13 +34,15 @@ class Stop:
             raise StopRequested
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        if hasattr(signal, "SIGHUP") and number == signal.SIGHUP:
+        closed = hasattr(signal, "SIGHUP") and number == signal.SIGHUP
+        if closed:
             _let_go_of_the_terminal()
-        else:  # not by `print`: a signal may come in the middle of one
-            _write(b"\nfeatherweight: stopping; press Ctrl-C again to stop at once, without saving\n")
+        if self.signal is None:
+            self.signal = number
+            if not closed:  # not by `print`: a signal may come in the middle of one
+                _write(b"\nfeatherweight: stopping; press Ctrl-C again to stop at once, without saving\n")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def stoppable() -> Iterator[Stop]:
     stop, before = Stop(), dict[int, Any]()
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` and shells that put work in the background
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # `nohup`; None: not Python's
                 before[number] = signal.signal(number, stop._note)
     try:
         yield stop
@@ -66,20 +70,13 @@ def _let_go_of_the_terminal() -> None:
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
-            try:
-                gone = os.isatty(stream) or os.ttyname(stream) is None
-            except OSError:
-                gone = not _is_file(stream)
-            if gone:
+            if not _outlives_a_terminal(stream):
                 os.dup2(nowhere, stream)
 
 
-def _is_file(stream: int) -> bool:
-    """A file or a pipe, which outlives the terminal."""
-    import stat
-
+def _outlives_a_terminal(stream: int) -> bool:
     try:
         kind = os.fstat(stream).st_mode
     except OSError:
         return False
-    return stat.S_ISREG(kind) or stat.S_ISFIFO(kind)
+    return stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)

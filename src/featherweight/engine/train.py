@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,6 +104,11 @@ class Report:
         return len(self.losses)
 
     @property
+    def best(self) -> tuple[int, float]:
+        """(step, loss) of the smallest validation loss that is finite; (0, infinity) where there is none."""
+        return min((v for v in self.validation if math.isfinite(v[1])), key=lambda v: v[1], default=(0, math.inf))
+
+    @property
     def steps_per_second(self) -> float:
         """Speed of the steps."""
         return self.steps / self.seconds if self.seconds else 0.0
@@ -138,18 +144,7 @@ def fit(
     measured ten times on the way, and the adapter with the smallest is the result.
     Raises `InputError` when there is nothing to learn from, or a checkpoint is of another run.
     """
-    if name not in attached(base.model):
-        raise InputError(f"nothing to train: no adapter named {name!r} is attached")
-    if name not in living(base.model):
-        raise InputError(f"nothing to train: the adapter {name!r} is attached but not live")
-    if name in folded(base.model):
-        raise InputError(f"nothing to train: the adapter {name!r} is merged into the weights; unmerge it first")
-    if not examples:
-        raise InputError("nothing to train on: no rows")
-    if base.random:
-        raise InputError(
-            f"the {base.random[0]} of {base.name} is random and must be trained too: name it in modules_to_save"
-        )
+    _check_trainable(base, examples, name)
     know(base.model, attached(base.model)[name].scheduled(settings.steps), name)
     report = Report()
     reset_peak(base.device)
@@ -163,11 +158,11 @@ def fit(
             try:
                 _steps(learner, examples, report, _Watch(on_step, checkpoints, validation))
                 report.signal = stop.signal  # one that came too late to stop anything
-            except StopRequested:  # at a place from which it can go on
-                report.stopped, report.signal = "interrupted", stop.signal
+            except (StopRequested, OutOfMemoryError) as end:  # with all as before the update: a place to go on from
+                report.stopped, report.signal = _REASONS[type(end)], stop.signal
                 if checkpoints:
                     checkpoints.save(learner, report)
-    except (KeyboardInterrupt, DivergedError, OutOfMemoryError) as end:
+    except (KeyboardInterrupt, DivergedError) as end:
         report.stopped = _REASONS[type(end)]
         report.signal = int(signal.SIGINT) if report.stopped == "interrupted" else None
         report.bad_rows += [row.row.place for row in getattr(end, "rows", ())]
@@ -181,7 +176,28 @@ def fit(
     return report
 
 
-_REASONS = {KeyboardInterrupt: "interrupted", DivergedError: "diverged", OutOfMemoryError: "out of memory"}
+_REASONS: dict[type[BaseException], str] = {
+    KeyboardInterrupt: "interrupted",
+    StopRequested: "interrupted",
+    DivergedError: "diverged",
+    OutOfMemoryError: "out of memory",
+}
+
+
+def _check_trainable(base: Base, examples: Sequence[Example], name: str) -> None:
+    """Raise `InputError` where there is nothing to learn, or nothing to learn from."""
+    if name not in attached(base.model):
+        raise InputError(f"nothing to train: no adapter named {name!r} is attached")
+    if name not in living(base.model):
+        raise InputError(f"nothing to train: the adapter {name!r} is attached but not live")
+    if name in folded(base.model):
+        raise InputError(f"nothing to train: the adapter {name!r} is merged into the weights; unmerge it first")
+    if not examples:
+        raise InputError("nothing to train on: no rows")
+    if base.random:
+        raise InputError(
+            f"the {base.random[0]} of {base.name} is random and must be trained too: name it in modules_to_save"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,12 +210,16 @@ class _Watch:
 
 
 def _steps(learner: Learner, examples: Sequence[Example], report: Report, watch: _Watch) -> None:
-    """All updates of a run. The batch that needs most memory comes first, for a rehearsal: no late row can end the run."""
+    """All updates of a run, or those that are left of it. The batch that needs most memory comes first, for a rehearsal: no
+    late row can end the run. What is rehearsed is what goes on, so that a signal in the middle of it leaves just that.
+    """
     settings, base = learner.settings, learner.base
     packing = learner.tensors is pack
-    if settings.steps > 1:
-        learner.rehearse([heaviest(examples, settings, packing)])
     begin = watch.checkpoints.resume(learner, report) if watch.checkpoints else 0
+    if begin + 1 < settings.steps:
+        learner.rehearse([heaviest(examples, settings, packing)])
+    if begin:
+        validate(learner, report, watch.validation)  # a signal may have come before it
     stream = itertools.islice(batches(examples, settings, packing), begin * settings.accumulate, None)
     for step in range(begin, settings.steps):
         learner.stop.check()

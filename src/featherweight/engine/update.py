@@ -70,9 +70,9 @@ class Learner:
         self.micro: int = settings.micro_batch or settings.batch_size
         self.scaling = base.model.dtype == torch.float16
         self.scale = SCALE if self.scaling else 1.0
-        self.skipped = self._good = 0
+        self.skipped = self.good = 0
         self.left_out: list[str] = []  # places of rows that were not finite, of updates that `skip_nonfinite` left out
-        self.nonfinite = self._bad_in_a_row = 0
+        self.nonfinite = self.bad_in_a_row = 0
         self.best: dict[str, Tensor] = {}  # the parts' tensors at the smallest validation loss
         self.before = self.state()
 
@@ -109,7 +109,7 @@ class Learner:
                 if not (math.isfinite(total) and math.isfinite(norm)):
                     self._refuse(rows, before)  # the update would spoil them
                     return total, batches
-                self._bad_in_a_row = 0
+                self.bad_in_a_row = 0
                 self.optimizer.step()
                 return total, batches
             except StopRequested:
@@ -129,8 +129,8 @@ class Learner:
         """Name the rows whose loss or gradient is not finite; with `skip_nonfinite` go on without this update."""
         causes = [row for batch in rows for row in batch if not self._is_finite(row)]
         self.restore(before)
-        self._bad_in_a_row += 1
-        if not self.settings.skip_nonfinite or self._bad_in_a_row > GIVE_UP_AFTER:
+        self.bad_in_a_row += 1
+        if not self.settings.skip_nonfinite or self.bad_in_a_row > GIVE_UP_AFTER:
             raise DivergedError(causes)
         self.nonfinite += 1
         self.left_out += [row.row.place for row in causes]
@@ -146,31 +146,33 @@ class Learner:
         if not self.scaling or self.scale < 1:  # a smaller scale would not help: the model itself is beyond float16
             return False
         if math.isfinite(norm):
-            self._good += 1
-            if self._good % GROW_AFTER == 0:
+            self.good += 1
+            if self.good % GROW_AFTER == 0:
                 self.scale *= 2
             return False
-        self.scale, self._good, self.skipped = self.scale / 2, 0, self.skipped + 1
+        self.scale, self.good, self.skipped = self.scale / 2, 0, self.skipped + 1
         return True
 
     def rehearse(self, rows: Sequence[list[Example]]) -> None:
         """An update that is undone: does it fit? `micro` is what fits afterwards."""
-        before = self.state()
+        states = dict(self.optimizer.state)  # set aside, not copied: paged ones cannot be
+        self.optimizer.state.clear()
+        before, last, counts = self.state(), self.before, (list(self.left_out), self.nonfinite, self.bad_in_a_row)
         try:
             self.update(rows)
         except DivergedError:
             pass  # the same will be seen, and told, where it happens
         finally:
             self.restore(before)
-            self.before = before
-            self.left_out, self.nonfinite, self._bad_in_a_row = [], 0, 0
+            self.optimizer.state.update(states)
+            self.before, (self.left_out, self.nonfinite, self.bad_in_a_row) = last, counts
 
     def state(self) -> Before:
         """A copy of all that an update changes. Paged states are not copied once they exist: a copy would not be paged."""
         paged = self.settings.optimizer.startswith("paged") and bool(self.optimizer.state)
         states = None if paged else {p: _copied(state) for p, state in self.optimizer.state.items()}
         tensors = [p.detach().clone() for p in self.parameters]
-        return Before(tensors, states, random_states(self.base.device), (self.scale, self._good, self.skipped))
+        return Before(tensors, states, random_states(self.base.device), (self.scale, self.good, self.skipped))
 
     @torch.no_grad()
     def restore(self, before: Before) -> None:
@@ -181,7 +183,7 @@ class Learner:
         if before.states is not None:
             self.optimizer.state.clear()
             self.optimizer.state.update({p: _copied(state) for p, state in before.states.items()})
-        self.scale, self._good, self.skipped = before.scaling
+        self.scale, self.good, self.skipped = before.scaling
         set_random_states(self.base.device, before.random)
 
 
@@ -196,9 +198,9 @@ def random_states(device: torch.device) -> list[Tensor]:
 
 
 def set_random_states(device: torch.device, states: list[Tensor]) -> None:
-    """Put `random_states` back."""
+    """Put `random_states` back; those of another kind of device say nothing here."""
     torch.set_rng_state(states[0])
-    if len(states) > 1:
+    if len(states) > 1 and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[1], device)
 
 

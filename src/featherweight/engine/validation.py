@@ -12,7 +12,7 @@ from ..method import Part
 from ..tokens import Example
 from .loss import labelled_loss
 from .memory import free, out_of_memory
-from .update import Learner
+from .update import Learner, OutOfMemoryError
 
 if TYPE_CHECKING:
     from .train import Report
@@ -37,14 +37,14 @@ def put_tensors(own: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> None:
 
 
 def validate(learner: Learner, report: Report, rows: Sequence[Example]) -> bool:
-    """At a tenth of the run each: measure the loss on `rows`; whether it is the smallest so far. It is kept in `learner.best`."""
-    every = max(1, learner.settings.steps // TIMES)
-    if not rows or (report.steps % every and report.steps != learner.settings.steps):
+    """At each tenth of the run, once: measure the loss on `rows`; whether it is the smallest so far. It is kept in `learner.best`."""
+    step, steps = report.steps, learner.settings.steps
+    due = step * TIMES // steps > (step - 1) * TIMES // steps
+    if not rows or not due or any(known == step for known, _ in report.validation):
         return False
-    loss = mean_loss(learner, rows)
-    before = [known for _, known in report.validation]
-    report.validation.append((report.steps, loss))
-    if before and not loss < min(before):
+    loss, (_, smallest) = mean_loss(learner, rows), report.best
+    report.validation.append((step, loss))
+    if not loss < smallest:  # nor is what is no number
         return False
     learner.best = {name: t.detach().clone() for name, t in tensors_of(learner.own).items()}
     return True
@@ -59,8 +59,10 @@ def mean_loss(learner: Learner, rows: Sequence[Example]) -> float:
             try:
                 return _loss(learner, [by_length[i : i + micro] for i in range(0, len(by_length), micro)])
             except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e) or micro == 1:
+                if not out_of_memory(e):
                     raise
+            if micro == 1:
+                raise OutOfMemoryError
             free(learner.base.device)
             micro = (micro + 1) // 2
     finally:
