@@ -187,7 +187,7 @@ def test_a_resume_that_is_refused_leaves_the_folder_as_it_was(fw_cli: Cli, stopp
 
 def test_batches_of_other_rows_are_another_run(fw_cli: Cli, stopped: Path) -> None:
     """Where texts are padded, those of like length share a batch."""
-    words = complaint(fw_cli("train", "--resume", stopped, "--packing", "false"))
+    words = complaint(fw_cli("train", "--resume", stopped, "--no-packing"))
     assert "packing was None and is False" in words
 
 
