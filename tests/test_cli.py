@@ -231,7 +231,7 @@ def test_a_comparison_checks_the_options_of_every_method_first(fw_cli: Cli, revi
         (["--text-column", "txt"], "no column 'txt'; did you mean 'text'?; its columns are: text, label"),
         (["--test-data", "none.csv"], "there is no file none.csv"),
         (["--recipe", "none.toml"], "--recipe none.toml: No such file"),
-        (["--model", "./none"], "'./none' could not be loaded"),
+        (["--model", "./none"], "'./none' is no folder or file here, and no hub id either"),
         (["--model", "none.gguf"], "model: there is no file none.gguf"),
         (["--model", "."], "has no config.json"),
     ],

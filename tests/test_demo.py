@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from featherweight import InputError, cli, demo
 
@@ -19,6 +21,15 @@ def model_folder() -> Path:
         raise AssertionError(f"nothing is there to unpack: {gguf}, {folder}")
 
     return demo.model_folder(never)
+
+
+def a_folder(folder: Path) -> Path:
+    """What the cache looks at, of a model that is whole."""
+    folder.mkdir(parents=True)
+    save_file({"a": torch.ones(3)}, folder / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    return folder
 
 
 @pytest.fixture
@@ -110,11 +121,54 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_what_is_in_the_cache_is_not_fetched_again(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was fetched"))
-    (empty_cache / demo.MODEL).mkdir(parents=True)
-    (empty_cache / demo.MODEL / "config.json").touch()
-    (empty_cache / demo.ENCODER).mkdir()
-    (empty_cache / demo.ENCODER / "config.json").touch()
+    for name in (demo.MODEL, demo.ENCODER):
+        a_folder(empty_cache / name)
     (empty_cache / f"{demo.DATA}.csv").touch()
     assert model_folder() == empty_cache / demo.MODEL
     assert demo.encoder_folder() == empty_cache / demo.ENCODER
     assert demo.data_file() == empty_cache / f"{demo.DATA}.csv"
+
+
+@pytest.mark.parametrize("lost", ["config.json", "tokenizer.json", "model.safetensors", "the end of the weights"])
+def test_a_half_made_model_in_the_cache_is_not_used_but_made_again(empty_cache: Path, lost: str) -> None:
+    gguf = empty_cache.parent / "a.gguf"
+    gguf.parent.mkdir(parents=True)
+    gguf.write_bytes(b"GGUF")
+    made = []
+
+    def unpack(_: Path, folder: Path) -> None:
+        made.append(a_folder(folder))
+
+    folder = demo.unpacked_folder(gguf, unpack)
+    assert demo.unpacked_folder(gguf, unpack) == folder
+    assert len(made) == 1
+    if lost == "the end of the weights":
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:-1])
+    else:
+        (folder / lost).unlink()
+    assert demo.unpacked_folder(gguf, unpack) == folder
+    assert len(made) == 2
+    assert demo.unpacked_folder(gguf, unpack) == folder
+    assert len(made) == 2
+
+
+def test_a_member_of_an_archive_that_points_out_of_the_folder_is_not_written(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        z.writestr("../out.txt", "out")
+        z.writestr("in/it.txt", "in")
+    (tmp_path / "stage").mkdir()
+    with pytest.raises(ValueError, match="outside"):
+        demo._unzip(tmp_path / "a.zip", "../out.txt", tmp_path / "stage")
+    assert not (tmp_path / "out.txt").exists()
+    assert demo._unzip(tmp_path / "a.zip", "in/it.txt", tmp_path / "stage").read_text() == "in"
+
+
+@pytest.mark.parametrize("fetch", [model_folder, demo.encoder_folder, demo.data_file])
+def test_offline_nothing_is_fetched_and_that_is_said(
+    empty_cache: Path, fetch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was fetched"))
+    monkeypatch.setenv("FEATHERWEIGHT_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"has not been fetched yet, and --offline opens no connection"):
+        fetch()

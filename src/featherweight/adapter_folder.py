@@ -27,6 +27,7 @@ from .merging import refuse_merged
 from .method import Method, Part, Retrained
 from .methods import METHODS, method_class
 from .methods.options import typed
+from .redaction import clean
 from .sites import is_classifier, is_encoder_decoder, whole_names, whole_sites
 
 CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "featherweight.json"
@@ -59,7 +60,7 @@ def save(
         raise InputError(f"no adapter named {name!r}; attached: {', '.join(attached(model)) or 'none'}")
     refuse_merged(model, "save an adapter")  # its base's fingerprint would be that of the merged weights
     folder, method = Path(folder), attached(model)[name]
-    about = {**facts(model, name), **(about or {})}
+    about, base = clean({**facts(model, name), **(about or {})}), clean(base)
     base = base or about.get("base")
     if base is not None and Path(base).expanduser().exists():
         base = str(Path(base).expanduser().resolve())  # else the adapter would lose its base from another folder

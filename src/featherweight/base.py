@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from . import demo
 from .adapter import attached, living
 from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
+from .gate import check_gguf, inspect, inspect_config
 from .quant import dense_shape, is_quantised, keep_gradients
 from .quantise import quantising, refuse_quantising, stored_kind
 from .sites import is_classifier
@@ -130,6 +132,7 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise InputError(f"model: there is no file {name}")
+        check_gguf(path)
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -145,6 +148,17 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
+def _inspected(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """`_source`, and what the gate says to hand over besides."""
+    source, packed = _source(name)
+    try:
+        return source, packed, inspect(source)
+    except InputError:
+        raise
+    except (OSError, ValueError) as e:
+        raise _explain(name, e) from None
+
+
 def _explain(name: str, error: Exception) -> InputError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "safetensors" in str(error):
@@ -153,7 +167,7 @@ def _explain(name: str, error: Exception) -> InputError:
         )
     return InputError(
         f"model {name!r} could not be loaded: {first} — give a hub id, a folder or a .gguf file; "
-        f"without a network only folders, files and models in the cache work"
+        f"without a network, or with --offline, only folders, files and models in the cache work"
     )
 
 
@@ -164,9 +178,11 @@ def load_config(name: str) -> Any:
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise InputError(f"model: there is no file {name}")
-        source, extra = name, dict[str, Any]()
+        inspect_config(Path(name))
+        source, extra = name, {"trust_remote_code": False}
     else:
-        source, extra = _source(name)
+        source, packed, found = _inspected(name)
+        extra = packed | found
     try:
         return AutoConfig.from_pretrained(source, **extra)
     except (OSError, ValueError, KeyError) as e:
@@ -175,16 +191,17 @@ def load_config(name: str) -> Any:
 
 def load_tokenizer(name: str) -> Any:
     """A model's tokenizer alone, as `load_base` gives it."""
+    source, packed, found = _inspected(name)
     try:
-        return _tokenizer(*_source(name))
+        return _tokenizer(source, packed | found)
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise _explain(name, e) from None
 
 
-def _tokenizer(source: str, packed: dict[str, Any]) -> Any:
+def _tokenizer(source: str, extra: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, **packed)
+    tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -217,7 +234,7 @@ def _untie(model: Any, head: torch.Tensor) -> None:
     model.config.tie_word_embeddings = False
 
 
-def _restore_untied_head(model: Any, source: str) -> None:
+def _restore_untied_head(model: Any, source: str, revision: str | None) -> None:
     """Give back a checkpoint's own head where transformers has tied it away (mT5, mt0, T5 1.1)."""
     from safetensors import safe_open
     from transformers.utils import cached_file
@@ -225,11 +242,12 @@ def _restore_untied_head(model: Any, source: str) -> None:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not embeddings.weight or not model.config.is_encoder_decoder:
         return
-    file = cached_file(source, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    there: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(source, "model.safetensors", **there)
     if file is None:
-        index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+        index = cached_file(source, "model.safetensors.index.json", **there)
         shard = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight") if index else None
-        file = cached_file(source, shard) if shard else None
+        file = cached_file(source, shard, **there) if shard else None
     if file is None:
         return
     with safe_open(file, "pt") as tensors:
@@ -259,12 +277,12 @@ def load_base(
     place = pick_device(device)
     check_source(stream_base, place)
     kind = pick_dtype(dtype, place)
-    source, packed = _source(name)
+    source, packed, found = _inspected(name)
     config = load_config(name)
     refuse_quantising(config, quantize)
     if packed and quantize != "none":  # transformers quantises safetensors only
-        source, packed = str(demo.unpacked_folder(Path(source, packed["gguf_file"]), _unpack)), {}
-    extra = dict(packed)
+        source, packed, found = _inspected(str(demo.unpacked_folder(Path(source, packed["gguf_file"]), _unpack)))
+    extra = packed | found
     if encoder := is_encoder(config):
         extra |= {"config": with_labels(config, labels), "ignore_mismatched_sizes": True}
     if quantize != "none" and stored_kind(config) is None:
@@ -273,7 +291,7 @@ def load_base(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = _tokenizer(source, packed)
+        tokenizer = _tokenizer(source, packed | found)
         if packed:
             extra |= _dequantised()
         with torch.random.fork_rng(devices=[]):
@@ -281,7 +299,7 @@ def load_base(
             model, loading = _auto_class(config).from_pretrained(
                 source, dtype=kind, use_safetensors=None if packed else True, output_loading_info=True, **extra
             )
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
         raise _explain(name, e) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -296,7 +314,7 @@ def load_base(
             f"is it a {'model that reads text' if encoder else 'language model that writes text'} ({type(model).__name__})?"
         )
     if not encoder:
-        _restore_untied_head(model, source)
+        _restore_untied_head(model, source, found.get("revision"))
     keep_gradients(model)  # before anything is evaluated
     if packed:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None

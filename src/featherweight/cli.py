@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from .config import (
 )
 from .errors import InputError
 from .methods.options import parse_options
+from .network import go_offline, keep_quiet
+from .redaction import clean
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -92,6 +95,8 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
                 )
                 given["options"] = parse_options(set_, method)
             config = merge(config_class, base, given)
+            if config.offline:
+                go_offline()
             try:
                 function(config)
             except KeyboardInterrupt:  # where nothing is there to save; training catches its own
@@ -191,11 +196,14 @@ def methods(
         ),
     ] = None,
     set_: SET = None,
+    offline: Annotated[bool, typer.Option("--offline", help=Config.model_fields["offline"].description)] = False,
 ) -> None:
     """List the methods: what each is, its paper, its options, and its size on a model.
 
     Example: `featherweight methods --model google/mt5-large`
     """
+    if offline:
+        go_offline()
     from .run import list_methods
 
     list_methods(model, parse_options(set_ or [], None))
@@ -212,6 +220,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 def main() -> None:
     """Entry point of `featherweight` and `fw`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    keep_quiet()
     for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # once installed, they remark on every start
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
@@ -220,6 +229,7 @@ def main() -> None:
         code = _complain(str(e))
     except Exception as e:
         if not hasattr(e, "format_message"):
+            sys.excepthook = _fall  # typer has put its own there
             raise
         code = _complain(e.format_message()) if sys.argv[1:] else 2  # without a verb, the help has been printed
     sys.exit(code)
@@ -227,8 +237,13 @@ def main() -> None:
 
 def _complain(message: str) -> int:
     """One line; an unknown option or a word where a number belongs is put like everything else."""
-    print(f"featherweight: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"featherweight: error: {clean(' '.join(message.split()))}", file=sys.stderr)
     return 2
+
+
+def _fall(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """What nobody expected is told in full, but for the secrets in it."""
+    print(clean("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .demo import DATA, ENCODER, MODEL
 from .errors import InputError, nearest
 from .methods import METHODS, REFERENCE
+from .redaction import clean
 
 C = TypeVar("C", bound="Config")
 Positive = Annotated[int, Field(gt=0)]
@@ -36,6 +37,9 @@ class Config(BaseModel):
         "auto", description="Type of the frozen base; auto takes bfloat16 where this device multiplies it faster."
     )
     seed: int = Field(0, description="Seed of the split, the order of rows and the initialisation.")
+    offline: bool = Field(
+        False, description="Open no connection: only folders, files, and what is in the caches already."
+    )
 
 
 class BaseConfig(Config):
@@ -289,7 +293,7 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
 
 def to_toml(config: Config) -> str:
     """The resolved configuration as a recipe that repeats the run."""
-    values = config.model_dump(exclude_none=True)
+    values = clean(config.model_dump(exclude_none=True))
     tables = values.pop("options", {})
     lines = [f"{k} = {_toml(v)}" for k, v in values.items()]
     for name, options in tables.items():

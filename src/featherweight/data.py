@@ -11,8 +11,11 @@ from typing import Any
 
 from . import demo
 from .errors import InputError
+from .network import check_hub_id
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+TABLES = ("csv", "json", "parquet", "arrow", "text", "cache")
+"""What a hub data set or a folder may consist of, as `datasets` calls it; `cache` is one that has been read before."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_hub(source: str) -> dict[str, Rows]:
+    if not Path(source).is_dir():
+        check_hub_id("data", source)
     import datasets
 
     try:
-        splits = datasets.load_dataset(source)
+        builder = datasets.load_dataset_builder(source)
+        kind = type(builder).__module__.rpartition(".")[2]
+        if kind not in TABLES:  # other formats may hold pickles
+            raise ValueError(f"it is of the format {kind}; tables are read: {', '.join(TABLES)}")
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
     except Exception as e:  # the library raises a dozen kinds
         raise InputError(
             f"data: {source!r} is neither a file here nor a hub data set that could be read: {_first_line(e)}"

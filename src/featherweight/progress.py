@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .redaction import clean
+
 console = Console(stderr=True)
 LINES = 4  # without a terminal: so many progress lines per bar
 
@@ -49,7 +51,7 @@ def bar(title: str, total: int) -> Iterator[Bar]:
 
 def note(message: str) -> None:
     """A line for the person watching; results go to standard output instead."""
-    console.print(message, highlight=False, markup=False, soft_wrap=True)
+    console.print(clean(message), highlight=False, markup=False, soft_wrap=True)
 
 
 def mebibytes(n: int) -> str:

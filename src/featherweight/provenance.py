@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .redaction import clean
+
 PACKAGES = ("featherweight", "torch", "transformers", "safetensors", "peft")
 
 
@@ -43,8 +45,8 @@ def machine() -> str:
 
 
 def command() -> str:
-    """The command line of this process, without the path of the program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process, without the path of the program, and without secrets."""
+    return shlex.join(clean([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def record() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .redaction import clean
+
 COLUMNS = (
     "Fine-Tuning Method", "Batch Size", "Number of total params", "Trainable params", "Required memory",
     "Speed (Train)", "Speed (Eval)", "Accuracy",
@@ -88,15 +90,17 @@ def comma_separated(lines: list[Line]) -> str:
 
 def save(folder: Path, lines: list[Line], notes: list[str]) -> None:
     """Write table.md, table.csv and rows.jsonl (every figure, the loss of every step, every prediction)."""
+    notes = clean(notes)
     (folder / "table.md").write_text(markdown(lines, notes), encoding="utf-8")
     (folder / "table.csv").write_text(comma_separated(lines), encoding="utf-8")
     (folder / "rows.jsonl").write_text(
-        "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8"
+        "".join(json.dumps(clean(asdict(r)), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8"
     )
 
 
 def show(lines: list[Line], notes: list[str]) -> None:
     """Print the table for a person: boxed in a terminal that is wide enough, as Markdown elsewhere."""
+    notes = clean(notes)
     from rich.console import Console
     from rich.table import Table
 

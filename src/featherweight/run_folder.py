@@ -30,6 +30,7 @@ from .config import TrainConfig, merge, read_recipe
 from .data import named
 from .errors import InputError
 from .provenance import command
+from .redaction import HIDDEN, clean
 
 ABOUT, RECIPE, CHECKPOINTS, LOCK = "run.json", "recipe.toml", "checkpoints", ".lock"
 SAME_RESULT = frozenset({
@@ -77,10 +78,10 @@ class RunFolder:
 
 
 def asked_for(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what is learned, as they can be compared from any folder."""
+    """The settings that decide what is learned, as they can be compared from any folder and read by anyone."""
     told = config.model_dump(mode="json", exclude=set(SAME_RESULT))
     places = {key: named(told[key]) for key in sorted(PLACES) if told.get(key)}
-    return told | places
+    return clean(told | places)
 
 
 def find_run(config: TrainConfig) -> Path | None:
@@ -161,6 +162,7 @@ def decided(config: TrainConfig, folder: Path) -> TrainConfig:
     recipe, then = read_recipe(str(folder / RECIPE)), _read(folder)["asked"]
     now = asked_for(config)
     changed = {key for key in now if now[key] != then.get(key)} | (SAME_RESULT & config.model_fields_set)
+    changed |= {key for key, value in recipe.items() if HIDDEN in str(value)}  # a secret that the recipe does not tell
     if changed & {"steps", "epochs"}:  # the one decides the other
         changed |= {"steps", "epochs"}
     kept = {key: value for key, value in recipe.items() if key not in changed}

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
 from .errors import InputError
 from .rows import Row
 from .task import Task
+from .templates import render
 
 IGNORE = -100
 """The label of a token that is read but not learned."""
@@ -82,10 +81,8 @@ class Writer:
             assert row.messages is not None
             try:
                 turns = _turns(self.tokenizer, row.messages)
-            except TemplateError as e:
-                raise InputError(
-                    f"data: {row.place}: the model's chat template refuses this conversation: {e}"
-                ) from None
+            except InputError as e:
+                raise InputError(f"data: {row.place}: {e}") from None
             return [(self.plain(text), trained) for text, trained in turns]
         read = [(self.plain(text), False) for text, trained in row.spans if not trained]
         return [*read, (self.answer(row.answer) + eos, True)]
@@ -161,14 +158,15 @@ class Writer:
 
 
 def _turns(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> list[tuple[str, bool]]:
-    """A conversation as (text, trained) spans: every assistant turn is trained, with its end-of-turn mark."""
+    """A conversation as (text, trained) spans: every assistant turn is trained, with its end-of-turn mark.
+
+    An assistant that speaks first answers nobody, so that is not trained.
+    """
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
+    texts = render(tokenizer, messages, [ask for i in answers for ask in ((i, True), (i + 1, False))])
     spans: list[tuple[str, bool]] = []
-    written = ""
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False).rstrip("\n")
+    written = before = ""
+    for before, after in zip(texts[::2], (text.rstrip("\n") for text in texts[1::2]), strict=True):
         if not before.startswith(written) or not after.startswith(before):
             # A template that rewrites earlier turns (it may drop their thinking): train on the last answer only.
             spans, written = [], ""
@@ -176,8 +174,7 @@ def _turns(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> list[tuple[s
         spans += [(before[len(written) :], False), (after[len(before) :], True)]
         written = after
     if not spans:
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        spans = [(prompt, False), (messages[-1]["content"] + tokenizer.eos_token, True)]
+        spans = [(before, False), (messages[-1]["content"] + tokenizer.eos_token, True)]
     return spans
 
 

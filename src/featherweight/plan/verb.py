@@ -17,6 +17,7 @@ from ..method import Method
 from ..methods import METHODS
 from ..methods.options import build_method
 from ..prepare import settings_of, task_of
+from ..redaction import clean
 from ..rows import Row
 from ..scoring import EVAL_BATCH
 from ..tokens import IGNORE, Example, writer_for
@@ -47,7 +48,7 @@ def run_plan(config: PlanConfig) -> int:
     asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
     first = predict(shape, methods[0], settings, rows, target, asked, **given)
     scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=True, **given)
-    print("\n".join(sentences(config.model, first, scoring, target, settings, share, rows)))
+    print(clean("\n".join(sentences(config.model, first, scoring, target, settings, share, rows))))
     print("\n" + parts_table(first, scoring))
     plans = [
         consider(shape, method, settings, rows, target, tricks, **given)
@@ -59,7 +60,7 @@ def run_plan(config: PlanConfig) -> int:
     best = plans[0]
     if best.fits(target.memory_bytes):
         flags = " ".join(filter(None, (f"--method {names[methods.index(best.method)]}", best.flags)))
-        print(f"\nBest: featherweight train --model {config.model} {flags}")
+        print(clean(f"\nBest: featherweight train --model {config.model} {flags}"))
     return 0 if best.fits(target.memory_bytes) else 1
 
 
