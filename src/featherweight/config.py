@@ -165,10 +165,21 @@ class CompareConfig(TrainingConfig):
     """`featherweight compare`."""
 
     methods: str = Field(
-        ",".join(REFERENCE), description="Methods to compare, separated by commas: " + ", ".join(METHODS) + "."
+        ",".join(REFERENCE),
+        description="Methods to compare, separated by commas: "
+        + ", ".join(METHODS)
+        + "; variants too, such as lora:r=64.",
     )
+    seeds: Positive = Field(
+        1,
+        description="Train each method so many times, with --seed and those after it; the split of the rows stays the same.",
+    )
+    fresh: bool = Field(False, description="Begin a new comparison, even where one that was interrupted could go on.")
     test_rows: Positive | None = Field(600, description="Test on at most so many rows.")
-    out: str | None = Field(None, description="Folder for the table; by default a new one under runs/.")
+    out: str | None = Field(
+        None,
+        description="Folder for the table; by default a new one under runs/. One that holds a comparison is added to.",
+    )
 
 
 class PlanConfig(TrainingConfig):

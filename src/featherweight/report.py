@@ -1,15 +1,16 @@
-"""The table: terminal, Markdown, CSV and JSONL, always with the same columns in the same order."""
+"""The table: terminal, Markdown, CSV and LaTeX, always with the same columns in the same order."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from . import on_disk
 from .redaction import clean
+from .results import Entry, Line, entries, write
+from .stats import Estimate
 
 COLUMNS = (
     "Fine-Tuning Method", "Batch Size", "Number of total params", "Trainable params", "Required memory",
@@ -17,46 +18,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass
-class Line:
-    """One method's results, in plain units: bytes, seconds, shares."""
-
-    name: str
-    method: str
-    batch_size: int
-    total_params: int
-    trainable_params: int
-    peak_bytes: int
-    train_steps: int
-    train_seconds: float
-    train_examples: int
-    eval_batches: int
-    eval_seconds: float
-    eval_examples: int
-    correct: int
-    accuracy: float
-    interval: tuple[float, float]
-    macro_f1: float
-    metric: str
-    lr: float
-    losses: list[float] = field(default_factory=list)
-    predictions: list[str] = field(default_factory=list)
-    stopped: str | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as text, one cell per column."""
-        share = 100 * self.trainable_params / self.total_params
-        return (
-            self.method + (f" ({self.stopped} at step {self.train_steps})" if self.stopped else ""),
-            str(self.batch_size),
-            f"{self.total_params:,}",
-            f"{self.trainable_params:,} ({share:.4f} %)",
-            f"{self.peak_bytes / 2**20:,.0f} MiB",
-            _speed(self.train_steps, self.train_examples, self.train_seconds),
-            _speed(self.eval_batches, self.eval_examples, self.eval_seconds),
-            accuracy_cell(self.correct, self.eval_examples, self.interval),
-        )
+def cells(entry: Entry) -> tuple[str, ...]:
+    """A method's row as text, one cell per column. Speeds are over all its seeds, the memory is the largest."""
+    runs = entry.runs
+    first, early = runs[0], next((run for run in runs if run.stopped), None)
+    share = 100 * first.trainable_params / first.total_params
+    return (
+        first.method + (f" ({early.stopped} at step {early.train_steps})" if early else ""),
+        str(first.batch_size),
+        f"{first.total_params:,}",
+        f"{first.trainable_params:,} ({share:.4f} %)",
+        f"{max(run.peak_bytes for run in runs) / 2**20:,.0f} MiB",
+        _speed(
+            sum(r.train_steps for r in runs), sum(r.train_examples for r in runs), sum(r.train_seconds for r in runs)
+        ),
+        _speed(
+            sum(r.eval_batches for r in runs), sum(r.eval_examples for r in runs), sum(r.eval_seconds for r in runs)
+        ),
+        estimate_cell(entry.accuracy),
+    )
 
 
 def _speed(iterations: int, examples: int, seconds: float) -> str:
@@ -68,49 +48,67 @@ def accuracy_cell(correct: int, n: int, interval: tuple[float, float]) -> str:
     return f"{100 * correct / n:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}], n = {n}"
 
 
+def estimate_cell(found: Estimate) -> str:
+    """The same, and of how many seeds, if of more than one."""
+    low, high = found.interval
+    seeds = f", {found.seeds} seeds" if found.seeds > 1 else ""
+    return f"{100 * found.mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}], n = {found.n}{seeds}"
+
+
 def score_line(correct: int, n: int, interval: tuple[float, float], macro_f1: float, metric: str) -> str:
     """One model's accuracy in a line."""
     f1 = f", macro-F1 {100 * macro_f1:.1f} %" if metric == "labels" else ""
     return f"accuracy {accuracy_cell(correct, n, interval)}{f1}, metric {metric}"
 
 
-def markdown(lines: list[Line], notes: list[str]) -> str:
+def markdown(lines: Sequence[Line], notes: Sequence[str]) -> str:
     """The table as Markdown, with the notes below it."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(line.cells() for line in lines)]
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *map(cells, entries(lines))]
     table = "\n".join("| " + " | ".join(r) + " |" for r in rows)
     return table + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def comma_separated(lines: list[Line]) -> str:
+def comma_separated(lines: Sequence[Line]) -> str:
     """The table as CSV: the same cells."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([COLUMNS, *(line.cells() for line in lines)])
+    csv.writer(out, lineterminator="\n").writerows([COLUMNS, *map(cells, entries(lines))])
     return out.getvalue()
 
 
-def save(folder: Path, lines: list[Line], notes: list[str]) -> None:
-    """Write table.md, table.csv and rows.jsonl (every figure, the loss of every step, every prediction)."""
-    notes = clean(notes)
-    (folder / "table.md").write_text(markdown(lines, notes), encoding="utf-8")
-    (folder / "table.csv").write_text(comma_separated(lines), encoding="utf-8")
-    (folder / "rows.jsonl").write_text(
-        "".join(json.dumps(clean(asdict(r)), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8"
-    )
+def latex(lines: Sequence[Line]) -> str:
+    """The table as LaTeX (booktabs): the same cells."""
+    rows = [" & ".join(map(_escaped, row)) + r" \\" for row in (COLUMNS, *map(cells, entries(lines)))]
+    middle = "\n".join([rows[0], r"\midrule", *rows[1:]])
+    return f"\\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}\n\\toprule\n{middle}\n\\bottomrule\n\\end{{tabular}}\n"
 
 
-def show(lines: list[Line], notes: list[str]) -> None:
+def _escaped(text: str) -> str:
+    for letter in "&%$#_{}":
+        text = text.replace(letter, "\\" + letter)
+    return text.replace("³", "$^3$").replace("–", "--")
+
+
+def save(folder: Path, lines: Sequence[Line], notes: Sequence[str], others: Sequence[Line] = ()) -> None:
+    """Write table.md, table.csv, table.tex and rows.jsonl, where `others` are kept too: runs of an earlier comparison here."""
+    notes = clean(list(notes))
+    on_disk.write(folder / "table.md", markdown(lines, notes))
+    on_disk.write(folder / "table.csv", comma_separated(lines))
+    on_disk.write(folder / "table.tex", latex(lines))
+    write(folder, [*lines, *others])
+
+
+def show(lines: Sequence[Line], notes: Sequence[str]) -> None:
     """Print the table for a person: boxed in a terminal that is wide enough, as Markdown elsewhere."""
-    notes = clean(notes)
     from rich.console import Console
     from rich.table import Table
 
-    out = Console()
+    out, notes = Console(), clean(list(notes))
     if not out.is_terminal:
         print(markdown(lines, notes), end="")
         return
     table = Table(*COLUMNS, show_lines=True)
-    for line in lines:
-        table.add_row(*line.cells())
+    for entry in entries(lines):
+        table.add_row(*cells(entry))
     out.print(table)
     for note in notes:
         out.print(f"· {note}", highlight=False, markup=False)

@@ -20,13 +20,14 @@ from .adapter import attach, attached, count
 from .adapter_folder import load, read_method
 from .api import generate
 from .base import DTYPES, load_base, load_config, pick_device, save_base, skeleton
-from .compare import compare, evaluate_with_bar
+from .compare import Comparison, compare, evaluate_with_bar
 from .config import (
     CompareConfig,
     EvaluateConfig,
     GenerateConfig,
     MergeConfig,
 )
+from .contenders import Contender, contenders
 from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
@@ -47,41 +48,61 @@ from .prepare import (
     task_of,
 )
 from .progress import note
+from .results import read
+from .run_folder import asked_for, at_work, decisive, find_comparison
+from .task import Task
 from .tokens import writer_for
 
 
 def run_compare(config: CompareConfig) -> int:
     """`featherweight compare`."""
-    names = list(dict.fromkeys(n.strip() for n in config.methods.split(",") if n.strip()))
-    if not names:
-        raise InputError(f"--methods names none; there are: {', '.join(METHODS)}")
-    methods = [build_method(name, config.options.get(name, {})) for name in names]
-    start = time.perf_counter()
+    start, all_asked = time.perf_counter(), asked_for(config)
+    found = contenders(config.methods, config.options)
     # Of the default list, what does not work on this model is left out; what somebody asked for must work.
-    asked = names if "methods" in config.model_fields_set else list(config.options)
-    task, methods, left_out = prepare(config, methods, asked)
-    folder = new_folder(config.out, "compare")
-    config = config.model_copy(update={"methods": ",".join(map(method_name, methods))})
-    settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
-    announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
-    base = base_for(config, config.model, task.labels)
-    writer = writer_for(base, config.max_length, task.labels, methods)
-    describe(base, task, writer, config.metric)
-    lines, notes, ended = compare(
-        base, task, writer, methods, settings, lr=config.lr, metric=config.metric, folder=folder
-    )
-    notes += left_out
-    notes.append(
-        f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached"
-    )
-    report.save(folder, lines, notes)
+    by_hand = "methods" in config.model_fields_set
+    must = [method_name(c.method) for c in found] if by_hand else list(config.options)
+    task, methods, left_out = prepare(config, [c.method for c in found], must)
+    found = [c for c in found if c.method in methods]
+    folder = find_comparison(config) or new_folder(config.out, "compare")
+    with at_work(folder) as run:
+        run.begin(all_asked)
+        try:
+            asked = _comparison(config, folder, task, found)
+            lines, notes, ended = compare(asked, folder)
+        except InputError:
+            run.put_back()
+            raise
+        notes += left_out
+        notes.append(
+            f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached"
+        )
+        shown = {line.identity for line in lines}
+        report.save(folder, lines, notes, [line for line in read(folder) if line.identity not in shown])
+        run.end("complete" if ended is None else "interrupted")
     if lines:
         print()
         report.show(lines, notes)
-    note(f"\nsaved in {folder} (table.md, table.csv, rows.jsonl, one adapter folder per method)")
+    note(f"\nsaved in {folder} (table.md, table.csv, table.tex, rows.jsonl, one adapter folder per run)")
     if ended is not None:
         return 128 + ended
-    return int(len(lines) < len(methods) or any(line.stopped for line in lines))
+    return int(len(lines) < len(found) * config.seeds or any(line.stopped for line in lines))
+
+
+def _comparison(config: CompareConfig, folder: Path, task: Task, found: list[Contender]) -> Comparison:
+    """Load what is compared, and say what it is."""
+    config = config.model_copy(update={"methods": ",".join(c.name for c in found)})
+    settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
+    announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
+    base = base_for(config, config.model, task.labels)
+    writer = writer_for(base, config.max_length, task.labels, [c.method for c in found])
+    describe(base, task, writer, config.metric)
+    told = {
+        k: v for k, v in decisive(config).items() if k not in ("methods", "seeds", "seed", "options", "lr", "epochs")
+    }
+    told |= {"steps": settings.steps, "device": base.device.type}
+    return Comparison(
+        base, task, writer, found, settings, seeds=config.seeds, lr=config.lr, metric=config.metric, told=told
+    )
 
 
 def run_evaluate(config: EvaluateConfig) -> int:

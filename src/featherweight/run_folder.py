@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from . import on_disk
 from .checkpoints import differing
-from .config import TrainConfig, merge, read_recipe
+from .config import CompareConfig, TrainConfig, TrainingConfig, merge, read_recipe
 from .data import named
 from .errors import InputError
 from .provenance import command
@@ -77,7 +77,14 @@ class RunFolder:
         _write(self.path / ABOUT, _read(self.path) | {"ended": how, "at": _now()})
 
 
-def asked_for(config: TrainConfig) -> dict[str, Any]:
+def decisive(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that decide what is learned; where the data is does not: what is in it does."""
+    return config.model_dump(
+        mode="json", exclude={*SAME_RESULT, "data", "test_data", "model", "template"}, exclude_none=True
+    )
+
+
+def asked_for(config: TrainingConfig) -> dict[str, Any]:
     """The settings that decide what is learned, as they can be compared from any folder and read by anyone."""
     told = config.model_dump(mode="json", exclude=set(SAME_RESULT))
     places = {key: named(told[key]) for key in sorted(PLACES) if told.get(key)}
@@ -114,6 +121,23 @@ def find_run(config: TrainConfig) -> Path | None:
             )
     elif config.fresh:
         raise InputError(f"{flag} {wanted} is in use: it has files; choose a new folder, or leave --fresh out to go on")
+    return folder
+
+
+def find_comparison(config: CompareConfig) -> Path | None:
+    """The folder of a comparison that this one goes on with, or adds to; None: a new one begins.
+
+    A folder that is named may hold any comparison: its runs know what they are of.
+    """
+    if config.out is None:
+        return None if config.fresh else _last_of(asked_for(config), "compare")
+    folder = Path(config.out).expanduser()
+    if not _is_run(folder):
+        return None
+    if config.fresh:
+        raise InputError(
+            f"--out {config.out} is in use: it has files; choose a new folder, or leave --fresh out to go on"
+        )
     return folder
 
 

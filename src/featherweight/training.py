@@ -27,7 +27,7 @@ from .on_disk import make_safe
 from .plan.before import before_the_run
 from .prepare import announce, base_for, describe, new_folder, prepare, settings_of
 from .progress import mebibytes, note
-from .run_folder import SAME_RESULT, RunFolder, asked_for, at_work, decided, find_run
+from .run_folder import RunFolder, asked_for, at_work, decided, decisive, find_run
 from .task import Task
 from .tokens import Writer, writer_for
 
@@ -68,7 +68,7 @@ def _learn(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) 
     writer = writer_for(base, config.max_length, task.labels, [method])
     examples = describe(base, task, writer, config.metric)
     begin(base, method, task, writer, seed=config.seed)
-    identity = identity_of(base, task, _settings(config) | {"device": base.device.type})
+    identity = identity_of(base, task, decisive(config) | {"device": base.device.type})
     remember(base.model, identity=identity)
     checkpoints = Checkpoints(
         run.checkpoints, identity, every_steps=config.save_steps, every_seconds=60 * config.save_minutes,
@@ -112,13 +112,6 @@ def _finish(
         f"{result.examples_per_second:.1f} examples/s, peak {mebibytes(result.peak_bytes)}; adapter saved in {run.path}"
     )
     return 0
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what is learned; where the data is does not: what is in it does."""
-    return config.model_dump(
-        mode="json", exclude={*SAME_RESULT, "data", "test_data", "model", "template"}, exclude_none=True
-    )
 
 
 def _save(base: Base, run: RunFolder, result: Report) -> Path | None:

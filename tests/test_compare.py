@@ -1,0 +1,207 @@
+"""Comparisons: variants, seeds, what can be said, and that no run is made twice or lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featherweight as fw
+from command import Cli, complaint
+from featherweight import compare as comparing
+from featherweight.contenders import contenders
+from featherweight.results import Line, read, verdict
+
+SHORT = ("--steps", 3, "--dtype", "float32")
+RESULT = ("losses", "predictions", "right", "name", "seed", "lr", "trainable_params", "identity")
+
+
+@pytest.fixture
+def line(llama: Path, reviews: Path) -> Any:
+    return lambda *more: ("compare", "--model", llama, "--data", reviews, *SHORT, *more)
+
+
+def results(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """What does not depend on the machine, by run."""
+    return {(r.name, r.seed): {k: getattr(r, k) for k in RESULT} for r in read(Path(folder))}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of the runs that are really trained."""
+    seen: list[str] = []
+    first = comparing.fit_with_bar
+
+    def fit(base: Any, examples: Any, settings: Any, title: str, **more: Any) -> Any:
+        seen.append(title)
+        return first(base, examples, settings, title, **more)
+
+    monkeypatch.setattr(comparing, "fit_with_bar", fit)
+    return seen
+
+
+# --- who takes part -------------------------------------------------------------------------------------------------------
+
+
+def test_variants_take_part_beside_their_method() -> None:
+    found = contenders("lora, lora:r=64, prefix_tuning:num_virtual_tokens=5:init_weights=zero", {"lora": {"r": 2}})
+    assert [c.title for c in found] == [
+        "LoRA",
+        "LoRA (r=64)",
+        "Prefix-Tuning (num_virtual_tokens=5, init_weights=zero)",
+    ]
+    assert found[0].method == fw.LoRA(r=2)
+    assert found[1].method == fw.LoRA(r=64)
+    assert found[2].method == fw.PrefixTuning(num_virtual_tokens=5, init_weights="zero")
+    assert found[1].folder == "lora-r=64"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (" , ", "names none"), ("lora:r", "write options as NAME:OPTION=VALUE"), ("lara", "did you mean 'lora'"),
+        ("lora:rank=3", "lora has no option 'rank'"), ("lora:r=x", "r must be int"), ("lora:r=0", "r must be at least 1"),
+        ("lora:target_modules=a/b,lora:target_modules=a-b", "would share the folder"),
+    ],
+)  # fmt: skip
+def test_a_wrong_contender_is_refused(asked: str, words: str) -> None:
+    with pytest.raises(fw.InputError, match=words):
+        contenders(asked, {})
+
+
+# --- seeds and variants in the table -----------------------------------------------------------------------------------------
+
+
+def test_every_seed_is_a_run_and_every_method_a_row(fw_cli: Cli, line: Any, trained: list[str]) -> None:
+    done = fw_cli(*line("--methods", "lora,lora:r=2", "--seeds", 2, "--out", "table"))
+    assert done.code == 0, done.err
+    assert trained == ["LoRA, seed 0", "LoRA (r=2), seed 0", "LoRA, seed 1", "LoRA (r=2), seed 1"]
+    rows = [row for row in Path("table/table.md").read_text().splitlines() if row.startswith("| LoRA")]
+    assert len(rows) == 2
+    assert all("n = 6, 2 seeds" in row for row in rows)
+    assert "best: " in done.out
+    for place in ("lora/seed-0", "lora/seed-1", "lora-r=2/seed-0", "lora-r=2/seed-1"):
+        assert (Path("table") / place / "adapter_model.safetensors").is_file()
+    assert len(read(Path("table"))) == 4
+    tex = Path("table/table.tex").read_text()
+    assert tex.count(r" \\") == 3
+    assert r"\%" in tex
+
+
+def test_a_seed_changes_the_run_but_not_the_rows(fw_cli: Cli, line: Any) -> None:
+    assert fw_cli(*line("--methods", "lora", "--seeds", 2, "--out", "table")).code == 0
+    first, second = read(Path("table"))
+    assert first.losses != second.losses
+    assert (
+        json.loads(Path("table/lora/seed-0/featherweight.json").read_text())["identity"]["data"]
+        == (json.loads(Path("table/lora/seed-1/featherweight.json").read_text())["identity"]["data"])
+    )
+
+
+def test_the_order_of_the_methods_does_not_matter(fw_cli: Cli, line: Any) -> None:
+    assert fw_cli(*line("--methods", "lora,ia3,p_tuning", "--out", "one")).code == 0
+    assert fw_cli(*line("--methods", "p_tuning,ia3,lora", "--out", "other")).code == 0
+    assert results("one") == results("other")
+
+
+# --- never twice, never lost ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again_and_what_is_new_is_added(fw_cli: Cli, line: Any, trained: list[str]) -> None:
+    assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 0
+    once = results("table")
+    assert fw_cli(*line("--methods", "lora,ia3", "--out", "table")).code == 0
+    assert trained == ["LoRA", "(IA)³"]
+    assert results("table")[("lora", 0)] == once[("lora", 0)]
+    table = Path("table/table.md").read_text()
+    assert "| LoRA |" in table
+    assert "| (IA)³ |" in table
+
+
+def test_a_changed_setting_is_another_run_and_the_old_one_is_kept(fw_cli: Cli, line: Any, trained: list[str]) -> None:
+    assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 0
+    assert fw_cli(*line("--methods", "lora", "--lr", 0.5, "--out", "table")).code == 0
+    assert len(trained) == 2
+    assert sorted(run.lr for run in read(Path("table"))) == [fw.LoRA.learning_rate, 0.5]
+    assert Path("table/table.md").read_text().count("| LoRA |") == 1
+
+
+def test_interrupted_and_asked_again_it_ends_as_if_it_had_not_been(
+    fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the second run: it goes on from its checkpoint, and the first is not repeated."""
+    more = ("--methods", "lora,ia3,prompt_tuning", "--steps", 30, "--set", "lora.lora_dropout=0.1")
+    assert fw_cli(*line(*more, "--out", "whole")).code == 0
+    first, calls = comparing.fit_with_bar, []
+
+    def fit(base: Any, examples: Any, settings: Any, title: str, *, checkpoints: Any) -> Any:
+        from featherweight.engine.train import fit
+
+        calls.append(title)
+        if len(calls) != 2:
+            return first(base, examples, settings, title, checkpoints=checkpoints)
+        stop = lambda r: r.steps == 12 and signal.raise_signal(signal.SIGINT)  # noqa: E731
+        return fit(base, examples, settings, on_step=stop, checkpoints=checkpoints)
+
+    monkeypatch.setattr(comparing, "fit_with_bar", fit)
+    assert fw_cli(*line(*more)).code == 130
+    assert "interrupted during (IA)³" in Path("runs/compare-001/table.md").read_text()
+    calls[:] = ["", "", ""]
+    done = fw_cli(*line(*more))
+    assert done.code == 0, done.err
+    assert calls[3:] == ["(IA)³", "Prompt Tuning"]
+    assert "going on from" in done.err
+    assert results("runs/compare-001") == results("whole")
+    for name in ("lora", "ia3", "prompt_tuning"):
+        weights = [
+            Path(folder, name, "adapter_model.safetensors").read_bytes() for folder in ("runs/compare-001", "whole")
+        ]
+        assert weights[0] == weights[1]
+    assert not Path("runs/compare-001/ia3/checkpoints").exists()
+
+
+def test_fresh_begins_a_new_comparison(fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = comparing.fit_with_bar
+    monkeypatch.setattr(comparing, "fit_with_bar", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert fw_cli(*line("--methods", "lora")).code == 130
+    monkeypatch.setattr(comparing, "fit_with_bar", first)
+    assert fw_cli(*line("--methods", "lora", "--fresh")).code == 0
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["compare-001", "compare-002"]
+    assert "is in use" in complaint(fw_cli(*line("--methods", "lora", "--fresh", "--out", "runs/compare-002")))
+
+
+def test_a_line_that_is_damaged_is_run_again(fw_cli: Cli, line: Any, trained: list[str]) -> None:
+    assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 0
+    rows = Path("table/rows.jsonl")
+    rows.write_text(rows.read_text()[:100] + "\n")
+    assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 0
+    assert len(trained) == 2
+
+
+# --- in words ------------------------------------------------------------------------------------------------------------------
+
+
+def a_line(name: str, right: list[bool], seed: int = 0) -> Line:
+    return Line(
+        name=name, method=name, batch_size=1, total_params=10, trainable_params=1, peak_bytes=0, train_steps=1,
+        train_seconds=1, train_examples=1, eval_batches=1, eval_seconds=1, eval_examples=len(right), correct=sum(right),
+        accuracy=sum(right) / len(right), interval=(0, 1), macro_f1=0, metric="labels", lr=1, right=right, seed=seed,
+    )  # fmt: skip
+
+
+def test_the_verdict_names_the_best_those_like_it_and_those_that_are_worse() -> None:
+    good = [i % 10 != 0 for i in range(600)]
+    nearly = [right and i != 1 for i, right in enumerate(good)]
+    bad = [right and i % 3 != 0 for i, right in enumerate(good)]
+    words = verdict([a_line("a", nearly), a_line("b", good), a_line("c", bad)])
+    assert words[0] == "best: b; not to be told apart from it (one seed, the same rows): a"
+    assert words[1].startswith("worse than b: c (-30.0 points [-33.7, -26.3])")
+
+
+def test_methods_with_other_seeds_are_not_compared() -> None:
+    right = [True, False, True]
+    assert verdict([a_line("a", right), a_line("a", right, 1), a_line("b", right)]) == []
+    assert verdict([]) == []
