@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .adapter import attach, detach
-from .adapter_folder import CONFIG, read_about, read_method
+from .adapter_files import read_about, shapes_of
+from .adapter_folder import check_fit, read_config, read_method
 from .base import Base, load_base, load_config, pick_device, skeleton
 from .config import BaseConfig, CompareConfig, Config, DataConfig, TrainConfig, TrainingConfig, to_toml
 from .data import named
@@ -16,6 +16,7 @@ from .encoder import head_order, is_encoder
 from .engine.optimizers import check_optimizer
 from .engine.train import Settings
 from .errors import InputError
+from .foreign import path_of
 from .method import Method
 from .methods import method_name
 from .methods.options import build_method
@@ -119,7 +120,7 @@ def _free_folder(wanted: str | None, verb: str) -> Path:
         while (folder := Path("runs") / f"{verb}-{number:03}").exists():
             number += 1
         return folder
-    folder = Path(wanted).expanduser()
+    folder = path_of(wanted)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
     if folder.exists() and not folder.is_dir():
@@ -129,7 +130,7 @@ def _free_folder(wanted: str | None, verb: str) -> Path:
 
 def check_writable(file: str) -> None:
     """Can this file be written? Found out before the work, not after it; what is there stays."""
-    path = Path(file).expanduser()
+    path = path_of(file)
     existed = path.exists()
     try:
         path.open("a").close()
@@ -176,5 +177,12 @@ def check_adapter(folder: str | None) -> dict[str, Any]:
     if folder is None:
         return {}
     read_method(folder)
-    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    return {"base": config.get("base_model_name_or_path"), **read_about(folder)}
+    about = {"base": read_config(folder).get("base_model_name_or_path"), **read_about(folder)}
+    shapes_of(folder)
+    return about
+
+
+def check_fits(folder: str | None, model: str, labels: Sequence[str] | None = None) -> None:
+    """Raise `InputError` where an adapter is not one for this model, before the model loads."""
+    if folder is not None:
+        check_fit(skeleton(load_config(model), labels), folder)

@@ -25,10 +25,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checkpoints import differing
-from .config import TrainConfig, merge, read_recipe
+from .config import TrainConfig, merge
 from .data import named
 from .errors import InputError
+from .foreign import path_of, read_json
 from .provenance import command
+from .recipe import read_recipe
 
 ABOUT, RECIPE, CHECKPOINTS, LOCK = "run.json", "recipe.toml", "checkpoints", ".lock"
 SAME_RESULT = frozenset({
@@ -75,7 +77,7 @@ def find_run(config: TrainConfig) -> Path | None:
     asked, wanted = asked_for(config), config.resume or config.out
     if wanted is None:
         return None if config.fresh else _last_of(asked, config.method)
-    folder = Path(wanted).expanduser()
+    folder = path_of(wanted)
     if not _is_run(folder):
         if config.resume:
             raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
@@ -120,7 +122,7 @@ def _last_of(asked: dict[str, Any], verb: str) -> Path | None:
 
 def settings_in(wanted: str) -> dict[str, Any]:
     """What was asked for in a run's folder, as a recipe: `--resume` needs no other flag."""
-    folder = Path(wanted).expanduser()
+    folder = path_of(wanted)
     if not _is_run(folder):
         raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
     recipe = read_recipe(str(folder / RECIPE)) if (folder / RECIPE).is_file() else {}
@@ -191,7 +193,7 @@ def _now() -> str:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        told = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        told = read_json(folder / ABOUT)
     except OSError as e:
         raise InputError(f"cannot read {folder / ABOUT}: {e.strerror or e}") from None
     except ValueError as e:
