@@ -6,6 +6,7 @@ computes, because threads do not survive a fork.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,15 +18,21 @@ from typing import Any, Self
 
 
 class Forked:
-    """The server, as seen from a test or benchmark."""
+    """The server, as seen from a test or benchmark. `imports` are further modules that no child shall have to import anew."""
+
+    def __init__(self, *imports: str, **environment: str) -> None:
+        self.imports, self.environment = imports, environment
+        self.peak_bytes = 0
+        self.cpu_seconds = 0.0
+        """The most memory that the child waited for last had resident, and what it computed for."""
 
     def __enter__(self) -> Self:
         tests = Path(__file__).parent
         paths = os.pathsep.join([str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")])
         settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            stderr=subprocess.DEVNULL, env={**os.environ, **settings, "PYTHONPATH": paths},
+            [sys.executable, "-W", "ignore", __file__, *self.imports], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            stderr=subprocess.DEVNULL, env={**os.environ, **settings, **self.environment, "PYTHONPATH": paths},
         )  # fmt: skip
         return self
 
@@ -36,22 +43,26 @@ class Forked:
         self.server.wait(timeout=60)
         self.server.stdout.close()
 
-    def _ask(self, **question: Any) -> int:
+    def _ask(self, **question: Any) -> list[Any]:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.server.stdin.write(json.dumps(question) + "\n")
-        return int(self.server.stdout.readline())
+        answer: list[Any] = json.loads(self.server.stdout.readline())
+        return answer
 
     def start(self, folder: Path, *args: object, before: str = "") -> int:
         """Start `featherweight args…` in a folder, and return its process id. Its words go to `said.txt` there.
 
         `before` is Python that the child runs first: to set a limit, or to spoil something.
         """
-        return self._ask(folder=str(folder), args=[str(a) for a in args], before=before)
+        pid: int = self._ask(folder=str(folder), args=[str(a) for a in args], before=before)[0]
+        return pid
 
     def wait(self, pid: int) -> int:
         """The exit code; minus the signal's number where one ended it."""
-        return self._ask(wait=pid)
+        code, self.peak_bytes, self.cpu_seconds = self._ask(wait=pid)
+        ended: int = code
+        return ended
 
     def run(self, folder: Path, *args: object, before: str = "") -> int:
         """Both."""
@@ -67,16 +78,20 @@ def _serve() -> None:
     import featherweight.methods.lora
     import featherweight.training  # noqa: F401
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     torch.set_num_threads(1)
+    answer: list[Any]
     for line in sys.stdin:
         asked = json.loads(line)
         if "wait" in asked:
-            answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
+            _, status, used = os.wait4(asked["wait"], 0)
+            answer = [os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024, used.ru_utime + used.ru_stime]
         else:
-            answer = os.fork()
-            if answer == 0:
+            answer = [os.fork()]
+            if answer == [0]:
                 _child(**asked)
-        print(answer, flush=True)
+        print(json.dumps(answer), flush=True)
 
 
 def _child(folder: str, args: list[str], before: str) -> None:

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import featherweight as fw
 import tiny
 from command import Cli, complaint
 from featherweight import run, training
-from featherweight.config import CompareConfig, TrainConfig, merge, read_recipe, to_toml
+from featherweight.config import CompareConfig, TrainConfig, merge, to_toml
 from featherweight.methods import METHODS
 from featherweight.methods.options import build_method, parse_options
+from featherweight.recipe import read_recipe
 
 COLUMNS = [
     "Fine-Tuning Method", "Batch Size", "Number of total params", "Trainable params", "Required memory",
@@ -121,6 +124,13 @@ def test_without_a_verb_the_help_is_shown(fw_cli: Cli) -> None:
 )
 def test_a_mistyped_command_line_is_one_line(fw_cli: Cli, args: list[str], wanted: str) -> None:
     assert wanted in complaint(fw_cli(*args))
+
+
+def test_a_complaint_holds_nothing_that_a_terminal_obeys(fw_cli: Cli) -> None:
+    said = complaint(fw_cli("train", "--set", "\x1b[2J=\udcff\x9b"))
+    assert said.isprintable()
+    assert "x1b[2J" in said
+    assert len(complaint(fw_cli("plan", "--gpu", "x" * 90_000))) < 3000
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -780,6 +790,61 @@ def test_a_recipe_serves_several_verbs_and_a_slip_in_it_is_found(fw_cli: Cli, re
     assert fw_cli("evaluate", "--recipe", recipe).code == 0
     recipe.write_text("stepz = 1\n")
     assert "'stepz' is not a setting here; did you mean 'steps'" in complaint(fw_cli("train", "--recipe", recipe))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("seed = 1\nsteps = '8'\n", "r.toml:2: --steps: input should be a valid integer (got '8')"),
+        ("seed = 1\nbatch-size = true\n", "r.toml:2: --batch-size: input should be a valid integer"),
+        ("seed = 1\n\nlr = nan\n", "r.toml:3: --lr: input should be a finite number"),
+        ("seed = 1\nsteps = 8 8\n", "r.toml:2 is not valid TOML"),
+        ("seed = 1\nstepz = 8\n", "r.toml:2: 'stepz' is not a setting here"),
+        ("seed = 1\n[lora]\nlora_alpha = 4.0\nr = '8'\n", "r.toml:4: lora: r must be int, not '8'"),
+        ("seed = 1\n[adalora]\ninit_r = 2\ntarget_r = 5\n", "r.toml:2: AdaLoRA: "),
+        ("seed = 1\n[lora]\nlora_alpha = nan\n", "r.toml:3: lora: lora_alpha must be float, not nan"),
+        ("seed = 1\n[loraa]\nr = 8\n", "r.toml:2: the table [loraa] is no method"),
+        ("seed = 1\noptions = 3\n", "r.toml:2: options of a method go into a table of its name"),
+        ('template = "a\\u0000"\n', "r.toml:1: --template: value error, a text"),
+        ("x = " + "[" * 9000, "r.toml is not valid TOML: it is nested too deeply"),
+        ("seed = " + "9" * 5000, "r.toml is not valid TOML: it holds a number of thousands of digits"),
+        ("epochs = 1e300\n", "r.toml:1: --epochs"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("no_model")
+def test_a_slip_in_a_recipe_is_named_by_its_line(fw_cli: Cli, reviews: Path, recipe: str, wanted: str) -> None:
+    Path("r.toml").write_text(recipe)
+    assert wanted in complaint(fw_cli("train", "--data", reviews, "--recipe", "r.toml"))
+
+
+def test_a_wrong_flag_is_not_blamed_on_the_recipe(fw_cli: Cli, reviews: Path) -> None:
+    Path("r.toml").write_text("steps = 3\n")
+    assert complaint(fw_cli("train", "--recipe", "r.toml", "--steps", "-3")).startswith("--steps: ")
+
+
+@pytest.mark.parametrize("verb", [["evaluate"], ["generate", "--prompt", "x"], ["merge"]])
+def test_an_adapter_that_does_not_fit_is_refused_before_the_model_loads(
+    fw_cli: Cli, in_tmp: Path, adapter: Path, verb: list[str], no_model: None
+) -> None:
+    mine = Path(shutil.copytree(adapter, in_tmp / "mine"))
+    (mine / "featherweight.json").unlink()
+    tensors = load_file(mine / "adapter_model.safetensors")
+    save_file({**tensors, "stray": torch.ones(1)}, mine / "adapter_model.safetensors")
+    assert "has the unexpected tensor stray" in complaint(fw_cli(*verb, "--adapter", mine))
+    save_file({k: v[:, :1].contiguous() for k, v in tensors.items()}, mine / "adapter_model.safetensors")
+    assert "has the shape" in complaint(fw_cli(*verb, "--adapter", mine))
+    (mine / "adapter_model.safetensors").rename(mine / "adapter_model.bin")
+    assert "adapter_model.bin is a pickled file" in complaint(fw_cli(*verb, "--adapter", mine))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_predictions_are_not_written_over_the_data(fw_cli: Cli, reviews: Path, llama: Path) -> None:
+    before = reviews.read_bytes()
+    said = complaint(
+        fw_cli("evaluate", "--model", llama, "--data", reviews, "--out", f"../{reviews.parent.name}/{reviews.name}")
+    )
+    assert "is the file of --data, which would be lost" in said
+    assert reviews.read_bytes() == before
 
 
 def test_an_option_of_a_method_that_does_not_run_is_checked_too(fw_cli: Cli, reviews: Path, llama: Path) -> None:

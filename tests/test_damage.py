@@ -177,3 +177,90 @@ def test_what_is_there_when_a_file_is_missing_is_said(copy: Path, method: str) -
     refused(copy, f"has no {WEIGHTS}|{WEIGHTS}")
     (copy / CONFIG).unlink()
     refused(copy, CONFIG)
+
+
+def folder_of(copy: Path) -> Path:
+    """The same adapter as the hub's cache keeps it: links to blobs of its repository."""
+    repository = copy.parent / "models--me--mine"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in (CONFIG, WEIGHTS, ABOUT):
+        (copy / file).rename(repository / "blobs" / file)
+        (snapshot / file).symlink_to(f"../../blobs/{file}")
+    return snapshot
+
+
+@every_file
+@pytest.mark.parametrize("method", ["lora"])
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(copy: Path, method: str, file: str) -> None:
+    (copy / file).rename(copy.parent / "elsewhere")
+    (copy / file).symlink_to("../elsewhere")
+    refused(copy, f"{file} is a link out of its folder and is not followed")
+
+
+@every_file
+@pytest.mark.parametrize("method", ["lora"])
+def test_a_link_within_the_repository_of_a_hub_cache_is(copy: Path, method: str, file: str) -> None:
+    snapshot = folder_of(copy)
+    fw.load(models.llama(), snapshot)
+    (snapshot / file).unlink()
+    (snapshot / file).symlink_to("/dev/zero")
+    refused(snapshot, f"{file} is a link out of its folder")
+
+
+@every_file
+@pytest.mark.parametrize("method", ["lora"])
+def test_what_is_no_file_is_refused_by_name(copy: Path, method: str, file: str) -> None:
+    (copy / file).unlink()
+    (copy / file).symlink_to("nowhere")
+    refused(copy, f"{file} is no file")
+    (copy / file).unlink()
+    (copy / file).symlink_to(file)
+    refused(copy, f"{file} (is no file|cannot be read)")
+
+
+@pytest.mark.parametrize("method", ["lora"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels", ["a", 5]), ("labels", ["a", "a"]), ("template", "{"), ("template", 5), ("columns", {"seed": "1"}), ("kind", "x"),
+        ("held_out", {"seed": "x"}), ("base", 5), ("fingerprint", "x"), ("identity", {"tokenizer": 5}), ("data", []),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_in_our_own_file_is_refused_by_name(copy: Path, method: str, key: str, value: Any) -> None:
+    tiny.unseal(copy)
+    told = json.loads((copy / ABOUT).read_text())
+    (copy / ABOUT).write_text(json.dumps(told | {key: value}))
+    refused(copy, f"{ABOUT}: {key} must be ")
+
+
+@pytest.mark.parametrize("method", ["lora"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_refused_by_name(copy: Path, method: str, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[sorted(tensors)[1]].view(-1)[3] = value
+
+    change_tensors(copy, spoil)
+    refused(copy, "lora_B.weight' holds numbers that are NaN or infinite")
+
+
+@pytest.mark.parametrize("method", ["lora"])
+def test_whole_numbers_are_no_weights(copy: Path, method: str) -> None:
+    change_tensors(copy, lambda tensors: tensors.update({k: v.long() for k, v in tensors.items()}))
+    refused(copy, "is of the type I64")
+
+
+@pytest.mark.parametrize("method", ["lora"])
+@pytest.mark.parametrize(("field", "value"), [("lora_alpha", float("nan")), ("r", 10**30), ("lora_alpha", 10**400)])
+def test_a_number_that_is_none_or_absurd_is_refused_by_file(copy: Path, method: str, field: str, value: float) -> None:
+    edit(copy, **{field: value})
+    refused(copy, f"{CONFIG}: {field} must be ")
+
+
+@pytest.mark.parametrize("method", ["lora"])
+def test_json_that_is_nested_without_end_is_refused_by_name(copy: Path, method: str) -> None:
+    for depth in (200, 100_000):
+        (copy / CONFIG).write_text('{"r": ' + "[" * depth + "]" * depth + "}")
+        tiny.unseal(copy)
+        refused(copy, f"{CONFIG} is not valid JSON: it is nested")

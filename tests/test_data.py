@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,7 @@ def test_a_row_is_placed_where_it_begins_even_when_it_runs_over_lines(tmp_path: 
         ("a.tsv", "text\tlabel\nx 1\n", "a.tsv:2: 1 fields"),
         ("a.csv", 'text,label\nx,1\n"y,2\nz,3\n', "a.csv:3: broken line"),
         ("a.csv", 'text,label\n"x" y,1\n', "a.csv:2: broken line"),
-        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: a column name occurs twice: text, label, text"),
+        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: a column name occurs twice: 'text'"),
         ("a.csv", "", "a.csv has no rows"),
         ("a.csv", "text,label\n", "a.csv has no rows"),
         ("a.jsonl", "\n\n", "a.jsonl has no rows"),
@@ -76,8 +78,20 @@ def test_a_row_is_placed_where_it_begins_even_when_it_runs_over_lines(tmp_path: 
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
         ("a.jsonl", '{"text": "x"}\n\n["x", "y"]\n', "a.jsonl:3: expected an object"),
         ("a.json", '[{"text": "x"},\n {"text" "y"}]', "a.json:2: not valid JSON"),
-        ("a.json", '{"text": "x"}', "a.json: expected a list of objects"),
-        ("a.json", '[{"text": "x"}, 5]', "a.json: element 2 is no object but a int"),
+        ("a.json", '{"text": "x"}', "a.json:1: expected a list of objects"),
+        ("a.json", '[{"text": "x"}, 5]', "a.json:1: expected an object such as"),
+        ("a.json", '[{"text": "x"}\n {"text": "y"}]', "a.json:2: not valid JSON: a comma or the end of the list is missing"),
+        ("a.json", '[{"text": "x"}]\n]', "a.json:2: not valid JSON: something follows the list"),
+        ("a.json", '[\n' + "[" * 5000, "a.json:2: not valid JSON: it is nested too deeply"),
+        ("a.jsonl", '{"text": "x"}\n' + "[" * 5000, "a.jsonl:2: not valid JSON: it is nested too deeply"),
+        ("a.jsonl", '{"text": ' + "9" * 5000 + "}", "a.jsonl:1: not valid JSON: it holds a number of thousands of digits"),
+        ("a.jsonl", '{"text": "x", "text": "y"}', "a.jsonl:1: not valid JSON: the name 'text' occurs twice in an object"),
+        ("a.csv", "text,label\nx\0y,1\n", "a.csv:2: a NUL character"),
+        ("a.json", '[{"text": "x"},\n {"text": "\0"}]', "a.json:2: a NUL character"),
+        ("a.csv", ",".join(map(str, range(20_000))), "a.csv:1: 20,000 columns"),
+        ("a.jsonl", json.dumps(dict.fromkeys(map(str, range(20_000)))), "a.jsonl:1: 20,000 columns"),
+        ("a.csv", "text,label\n" + "x" * 5_000_000, "a.csv:2: a line of more than 2,097,152 characters"),
+        ("a.csv", 'text,label\nx,1\n"' + "x\n" * 2_500_000, "a.csv:3: a text of more than 2,097,152 characters: is a quote never"),
         ("a.parquet", "text,label", "a.parquet is not a readable parquet file"),
         ("a.txt", "hello", "a.txt is not one of the known formats: .csv, .tsv"),
     ],
@@ -87,10 +101,37 @@ def test_a_broken_file_is_refused_by_file_and_line(tmp_path: Path, name: str, co
     assert wanted in complaint(tmp_path / name)
 
 
+def test_a_long_text_is_no_broken_line(tmp_path: Path) -> None:
+    rows = [{"text": "a film " * 100_000, "label": "fine"}]
+    for suffix in data.FORMATS:
+        assert data.read(str(tiny.write(tmp_path / f"rows{suffix}", rows)))["train"].rows == rows
+
+
+def test_a_list_of_objects_is_placed_by_line_however_it_is_laid_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('\n[ {"text": "x"},\n\n{"text":\n"y"} , {"text": "z"}\n]\n')
+    assert data.read(str(path))["train"].places == [f"{path}:2", f"{path}:4", f"{path}:5"]
+    rows = [{"text": f"{i} " + "x" * 60_000} for i in range(300)]  # more than is looked at at a time
+    path.write_text(json.dumps(rows))
+    assert data.read(str(path))["train"].rows == rows
+
+
+def test_a_parquet_file_made_to_fill_memory_is_refused(tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "bomb.parquet", [{"text": "x" * 2**20, "label": "bad"}] * 100)
+    assert "unpacked it is 100 times its size" in complaint(path)
+
+
+def test_a_pipe_and_a_name_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    assert "is no file but a device or a pipe" in complaint(tmp_path / "a.csv")
+    assert "cannot be the name of a file" in complaint(tmp_path / ("x" * 5000 + ".csv"))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
 def test_text_that_is_not_utf_8_is_refused_by_line(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"latin{suffix}"
-    path.write_bytes(b"text,label\nfine,1\ncaf\xe9,2\n")
+    lines = {".csv": b"text,label\nfine,1\ncaf\xe9,2\n", ".json": b'[{"text": "x"},\n\n{"text": "caf\xe9"}]'}
+    path.write_bytes(lines.get(suffix, b'{"text": "x"}\n\n{"text": "caf\xe9"}\n'))
     assert f"{path}:3: not UTF-8" in complaint(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,36 @@ def test_an_empty_text_or_label_is_refused_by_line(tmp_path: Path) -> None:
     assert f"{path}:6: the column 'text' is empty" in refused(path)
     path = tiny.write(tmp_path / "b.jsonl", [*rows[:4], {"text": "x", "label": None}])
     assert f"{path}:5: the column 'label' is empty" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    [
+        ({"a": 1}, "holds a dict, not a text"), (["x"], "holds a list, not a text"), (float("nan"), "is empty"),
+        ("a \ud83d b", "holds half a character"), ("a\0b", "holds a NUL character"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_cell_that_is_no_text_is_refused_by_line(tmp_path: Path, column: str, cell: Any, wanted: str) -> None:
+    rows: list[dict[str, Any]] = [dict(row) for row in tiny.reviews()]
+    rows[4][column] = cell
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=f"rows.jsonl:5: the column '{column}' {wanted}"):
+        load_task(str(path))
+
+
+def test_training_rows_that_are_all_tested_on_are_refused_as_such(tmp_path: Path) -> None:
+    path = str(tiny.write(tmp_path / "rows.csv", tiny.reviews()))
+    with pytest.raises(InputError, match=r"every row of .* has the text of a test row"):
+        load_task(path, test_data=path)
+
+
+def test_a_complaint_is_short_however_long_what_it_is_about(tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "rows.csv", [{f"c{i}": "x" * 1000 for i in range(2000)}] * 3)
+    with pytest.raises(InputError) as caught:
+        load_task(str(path))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_column_that_one_row_or_the_test_file_lacks_is_named(tmp_path: Path) -> None:

@@ -1,36 +1,41 @@
-"""Adapters on disk: HF PEFT's folder, both directions.
-
-    adapter_config.json          the method's hyper-parameters, as HF PEFT spells them
-    adapter_model.safetensors    its tensors under HF PEFT's names
-    featherweight.json           ours, ignored by HF PEFT: the base's fingerprint, the task's template and labels
-
-Only safetensors are read: a pickled file can run code, so it is refused whatever its name.
-"""
+"""Adapters on disk: HF PEFT's folder, both directions. Which files there are, and what is checked of them, is in `adapter_files`."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adapter import attach, attached, detach, facts, parts, remember
+from .adapter_files import (
+    CONFIG,
+    OURS,
+    WEIGHTS,
+    check_values,
+    is_name,
+    json_of,
+    read_about,
+    sha256_of,
+    shapes_of,
+    sum_of,
+)
 from .base import fingerprint, same_base
-from .errors import InputError, nearest
+from .errors import InputError, nearest, shown
+from .foreign import path_of
 from .merging import refuse_merged
 from .method import Method, Part, Retrained
 from .methods import METHODS, method_class
 from .methods.options import typed
 from .redaction import clean
 from .sites import is_classifier, is_encoder_decoder, whole_names, whole_sites
-
-CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "featherweight.json"
 
 # Keys of HF PEFT's files that say where an adapter comes from or how it was initialised: they do not change its output.
 _HARMLESS = {
@@ -62,8 +67,8 @@ def save(
     folder, method = Path(folder), attached(model)[name]
     about, base = clean({**facts(model, name), **(about or {})}), clean(base)
     base = base or about.get("base")
-    if base is not None and Path(base).expanduser().exists():
-        base = str(Path(base).expanduser().resolve())  # else the adapter would lose its base from another folder
+    if base is not None and path_of(base).exists():
+        base = str(path_of(base).resolve())  # else the adapter would lose its base from another folder
     own = parts(model, name)
     tensors = {
         _key(method, path, part, key): tensor.detach().cpu().contiguous()
@@ -78,8 +83,8 @@ def save(
             stage = Path(staging)
             save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
             _write_json(stage / CONFIG, _config(model, name, base))
-            sums = {file: _sha256((stage / file).read_bytes()) for file in (CONFIG, WEIGHTS)}
-            _write_json(stage / OURS, ours | {"sha256": sums | {OURS: _sum_of(ours)}})
+            sums = {file: sha256_of(stage / file) for file in (CONFIG, WEIGHTS)}
+            _write_json(stage / OURS, ours | {"sha256": sums | {OURS: sum_of(ours)}})
             for file in (WEIGHTS, OURS, CONFIG):  # all are written before the first is put in place
                 (stage / file).replace(folder / file)
     except (OSError, SafetensorError) as e:
@@ -117,72 +122,18 @@ def _config(model: nn.Module, name: str, base: str | None) -> dict[str, Any]:
     return config
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _sum_of(about: dict[str, Any]) -> str:
-    """The check sum of `featherweight.json` itself: of what it says, the sums left out."""
-    return _sha256(json.dumps(about, sort_keys=True).encode())
-
-
-def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `featherweight.json` says of an adapter; empty for one that another tool made.
-
-    Raises `InputError` where a file of the folder is not what was saved: a flipped bit may change every output and break
-    nothing.
-    """
-    folder = Path(folder)
-    if not (folder / OURS).is_file():
-        return {}
-    about = _read_json(folder / OURS)
-    sums: dict[str, str] | None = about.pop("sha256", {})
-    if sums is not None and not isinstance(sums, dict):
-        raise InputError(f"adapter: {folder / OURS} is damaged: its `sha256` holds no check sums")
-    try:
-        found = {file: _sha256((folder / file).read_bytes()) for file in (WEIGHTS, CONFIG) if (folder / file).is_file()}
-    except OSError as e:
-        raise InputError(f"adapter: cannot read {folder}: {e.strerror or e}") from None
-    for file, content in {**found, OURS: _sum_of(about)}.items():
-        if sums is not None and sums.get(file) != content:
-            raise InputError(
-                f"adapter: {folder / file} is damaged: it is not what was saved (its SHA-256 is another); "
-                f'if you changed it on purpose, write `"sha256": null` in {OURS}'
-            )
-    return about
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror or e}") from None
-    except ValueError as e:
-        raise InputError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold an object")
-    return content
-
-
 def read_method(folder: str | Path) -> Method:
     """The method of an adapter folder; refuses what it cannot honour, by name."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"adapter: there is no folder {folder}")
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"adapter: {folder} has no {CONFIG}")
-    config = _read_json(folder / CONFIG)
+    config, place = read_config(folder), f"adapter: {Path(folder) / CONFIG}"
     classes = {method_class(name).peft_type: method_class(name) for name in METHODS}
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in classes:
-        raise InputError(
-            f"adapter: {folder / CONFIG}: peft_type {kind!r} is not known here; {nearest(str(kind), classes)}"
-        )
+        raise InputError(f"{place}: peft_type {shown(kind)} is not known here; {nearest(str(kind)[:99], classes)}")
     cls = classes[kind]
     fields = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("local")}
     if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "orthogonal", "eva"):
         raise InputError(
-            f"adapter: {folder / CONFIG}: init_lora_weights={config['init_lora_weights']!r} changes the base's weights, "
+            f"{place}: init_lora_weights={shown(config['init_lora_weights'])} changes the base's weights, "
             f"which is not supported; with HF PEFT, save it converted to plain LoRA first"
         )
     beyond = [
@@ -196,12 +147,48 @@ def read_method(folder: str | Path) -> Method:
     ]
     if beyond:
         raise InputError(
-            f"adapter: {folder / CONFIG}: {beyond[0]}={config[beyond[0]]!r} is not supported, and leaving it out would "
+            f"{place}: {shown(beyond[0])[1:-1]}={shown(config[beyond[0]])} is not supported, and leaving it out would "
             f"change the adapter's output"
         )
-    place = f"adapter: {folder / CONFIG}"
     values = {k: typed(place, k, str(fields[k].type), v) for k, v in config.items() if k in fields and v is not None}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except InputError as e:
+        raise InputError(f"{place}: {e}") from None
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """`adapter_config.json`, as it is, but for the name of the base, which is a text. Raises `InputError` where there is none."""
+    folder = Path(folder)
+    if not path_of(str(folder)).is_dir():
+        raise InputError(f"adapter: there is no folder {folder}")
+    if (config := json_of(folder, CONFIG)) is None:
+        raise InputError(f"adapter: {folder} has no {CONFIG}")
+    base = config.get("base_model_name_or_path")
+    if base is not None and not is_name(base):
+        raise InputError(
+            f"adapter: {folder / CONFIG}: base_model_name_or_path must be the name of a model, not {shown(base)}"
+        )
+    return config
+
+
+def check_fit(skeletal: nn.Module, folder: str | Path) -> None:
+    """Raise `InputError` where an adapter is not one for this model, of which no weight has been loaded yet."""
+    folder = Path(folder)
+    method, found = read_method(folder), shapes_of(folder)
+    try:
+        with torch.device("meta"):  # however large it claims to be
+            _attach_blank(skeletal, method, "default")
+    except InputError as e:
+        raise InputError(f"adapter: {folder / CONFIG}: {e}") from None
+    try:
+        with suppress(
+            NotImplementedError
+        ):  # AdaLoRA's shapes follow from values, which a skeleton has not; `load` checks them
+            _check_shapes(_names(skeletal, "default", method), found, folder)
+    finally:
+        detach(skeletal)
+    check_values(folder)
 
 
 def load(model: nn.Module, folder: str | Path, name: str = "default", *, force: bool = False) -> Method:
@@ -222,11 +209,10 @@ def load(model: nn.Module, folder: str | Path, name: str = "default", *, force: 
             f"adapter: {folder} was made for another base: {wanted} (fingerprint {made_for}); this one has {here}; "
             f"forced (--force, force=True), its answers may mean nothing"
         )
-    tensors = _read_weights(folder)
-    placeholder: dict[str, Any] = {}
-    if hasattr(method, "init_ids"):  # nothing to start from: the tensors are here
-        placeholder["init_ids"] = (0,) * method.num_virtual_tokens  # type: ignore[attr-defined]
-    attach(model, dataclasses.replace(method, **placeholder), name)
+    shapes_of(folder)  # checked before a byte of it is used
+    check_values(folder)
+    tensors = load_file(folder / WEIGHTS)
+    _attach_blank(model, method, name)
     try:
         _restore(model, name, method, tensors, folder)
     except Exception:
@@ -236,36 +222,44 @@ def load(model: nn.Module, folder: str | Path, name: str = "default", *, force: 
     return attached(model)[name]
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if not (folder / WEIGHTS).is_file():
-        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
-        hint = f"; {pickled[0]} is a pickled file, which can run code and is not read" if pickled else ""
-        raise InputError(f"adapter: {folder} has no {WEIGHTS}{hint}")
-    try:
-        return load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise InputError(f"adapter: {folder / WEIGHTS} is damaged or no safetensors file: {e}") from None
+def _attach_blank(model: nn.Module, method: Method, name: str) -> None:
+    """Attach a method whose tensors are not needed: they come from a file."""
+    placeholder: dict[str, Any] = {}
+    if hasattr(method, "init_ids"):  # nothing to start from
+        placeholder["init_ids"] = (0,) * method.num_virtual_tokens  # type: ignore[attr-defined]
+    attach(model, dataclasses.replace(method, **placeholder), name)
+
+
+def _names(model: nn.Module, name: str, method: Method) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """The tensors of an attached adapter: path → tensor's name → its name on disk and its shape."""
+    return {
+        path: {key: (_key(method, path, part, key), tuple(t.shape)) for key, t in part.saved().items()}
+        for path, part in parts(model, name).items()
+    }
+
+
+def _check_shapes(
+    expected: dict[str, dict[str, tuple[str, tuple[int, ...]]]], found: dict[str, tuple[int, ...]], folder: Path
+) -> None:
+    names = {disk: shape for part in expected.values() for disk, shape in part.values()}
+    file = folder / WEIGHTS
+    if missing := sorted(names.keys() - found.keys()):
+        raise InputError(
+            f"adapter: {file} lacks the tensor {missing[0]} ({len(missing)} missing in all): is it for another base?"
+        )
+    if extra := sorted(found.keys() - names.keys()):
+        raise InputError(
+            f"adapter: {file} has the unexpected tensor {shown(extra[0])[1:-1]} ({len(extra)} in all): is it for another base?"
+        )
+    for disk, shape in names.items():
+        if found[disk] != shape:
+            raise InputError(
+                f"adapter: {file}: {disk} has the shape {shown(found[disk])}, this base needs {shape}: it was made for another base"
+            )
 
 
 def _restore(model: nn.Module, name: str, method: Method, tensors: dict[str, Tensor], folder: Path) -> None:
-    expected = {
-        path: {key: (_key(method, path, part, key), t.shape) for key, t in part.saved().items()}
-        for path, part in parts(model, name).items()
-    }
-    names = {disk: shape for part in expected.values() for disk, shape in part.values()}
-    if missing := sorted(names.keys() - tensors.keys()):
-        raise InputError(
-            f"adapter: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all): is it for another base?"
-        )
-    if extra := sorted(tensors.keys() - names.keys()):
-        raise InputError(
-            f"adapter: {folder} has the unexpected tensor {extra[0]} ({len(extra)} in all): is it for another base?"
-        )
-    for disk, shape in names.items():
-        if tensors[disk].shape != shape:
-            raise InputError(
-                f"adapter: {folder}: {disk} has the shape {tuple(tensors[disk].shape)}, this base needs {tuple(shape)}: "
-                f"it was made for another base"
-            )
+    expected = _names(model, name, method)
+    _check_shapes(expected, {disk: tuple(t.shape) for disk, t in tensors.items()}, folder)
     for path, part in parts(model, name).items():
         part.restore({key: tensors[disk].float() for key, (disk, _) in expected[path].items()})

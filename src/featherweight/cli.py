@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import sys
 import traceback
 import types
@@ -29,11 +30,11 @@ from .config import (
     PlanConfig,
     TrainConfig,
     merge,
-    read_recipe,
 )
 from .errors import InputError
 from .methods.options import parse_options
 from .network import go_offline, keep_quiet
+from .recipe import places_in, read_recipe
 from .redaction import clean
 
 app = typer.Typer(
@@ -82,7 +83,7 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         def command(recipe: str | None = None, set_: list[str] | None = None, **flags: Any) -> None:
             given = {k: v for k, v in flags.items() if v is not None}
-            base = read_recipe(recipe) if recipe else {}
+            base, places = (read_recipe(recipe), places_in(recipe)) if recipe else ({}, {})
             if given.get("resume"):
                 from .run_folder import settings_in
 
@@ -94,7 +95,7 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
                     else None
                 )
                 given["options"] = parse_options(set_, method)
-            config = merge(config_class, base, given)
+            config = merge(config_class, base, given, places)
             if config.offline:
                 go_offline()
             try:
@@ -237,7 +238,9 @@ def main() -> None:
 
 def _complain(message: str) -> int:
     """One line; an unknown option or a word where a number belongs is put like everything else."""
-    print(f"featherweight: error: {clean(' '.join(message.split()))}", file=sys.stderr)
+    line = re.sub(r"\S{400,}", lambda word: f"{word[0][:200]}…{word[0][-100:]}", clean(" ".join(message.split())))
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # a terminal obeys some characters
+    print(f"featherweight: error: {line}", file=sys.stderr)
     return 2
 
 

@@ -8,25 +8,26 @@ description is its help. Options of a method live in a table of the method's nam
 from __future__ import annotations
 
 import json
-import tomllib
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .demo import DATA, ENCODER, MODEL
-from .errors import InputError, nearest
+from .errors import InputError, nearest, shown
 from .methods import METHODS, REFERENCE
 from .redaction import clean
 
 C = TypeVar("C", bound="Config")
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+AtATime = Annotated[int, Field(gt=0, le=2**16)]
+"""Rows or batches at a time."""
 
 
 class Config(BaseModel):
     """What all commands share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     model: str = Field(
         MODEL,
@@ -36,10 +37,19 @@ class Config(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the frozen base; auto takes bfloat16 where this device multiplies it faster."
     )
-    seed: int = Field(0, description="Seed of the split, the order of rows and the initialisation.")
+    seed: int = Field(
+        0, ge=-(2**63), lt=2**63, description="Seed of the split, the order of rows and the initialisation."
+    )
     offline: bool = Field(
         False, description="Open no connection: only folders, files, and what is in the caches already."
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a text must not hold a NUL character")
+        return value
 
 
 class BaseConfig(Config):
@@ -70,7 +80,7 @@ class DataConfig(BaseConfig):
     prompt_column: str | None = Field(None, description="Column with the prompt of an instruction data set.")
     response_column: str | None = Field(None, description="Column with the response of an instruction data set.")
     template: str | None = Field(None, description="How a row is written, columns in braces: '{text}\\nSentiment:'.")
-    max_length: Annotated[int, Field(ge=8)] | None = Field(
+    max_length: Annotated[int, Field(ge=8, le=10**9)] | None = Field(
         None,
         description="Longest row in tokens; longer texts are cut so that the answer survives. Default: the model's context.",
     )
@@ -84,12 +94,12 @@ class TrainingConfig(DataConfig):
     """How to train."""
 
     steps: Positive | None = Field(None, description="Optimiser steps (100 unless --epochs is given).")
-    epochs: float | None = Field(None, gt=0, description="Passes over the training rows, instead of --steps.")
-    batch_size: Positive = Field(8, description="Rows read at a time.")
-    micro_batch: Positive | None = Field(
+    epochs: float | None = Field(None, gt=0, le=10**6, description="Passes over the training rows, instead of --steps.")
+    batch_size: AtATime = Field(8, description="Rows read at a time.")
+    micro_batch: AtATime | None = Field(
         None, description="Rows of a batch read at a time: the same result in less memory. Default: all of them."
     )
-    accumulate: Positive = Field(
+    accumulate: AtATime = Field(
         1, description="Batches per optimiser step: the same result as one batch of all their rows, in less memory."
     )
     checkpoint_activations: Literal["none", "layer", "offload"] = Field(
@@ -140,7 +150,7 @@ class TrainConfig(TrainingConfig):
 
     method: str = Field("lora", description="Method: " + ", ".join(METHODS) + ".")
     out: str | None = Field(None, description="Folder for the adapter; by default a new one under runs/.")
-    validation_rows: Annotated[int, Field(ge=0)] = Field(
+    validation_rows: Annotated[int, Field(ge=0, le=10**9)] = Field(
         0,
         description="Set so many training rows apart: their loss is measured ten times, and the adapter with the smallest is kept.",
     )
@@ -191,7 +201,7 @@ class PlanConfig(TrainingConfig):
     data: str | None = Field(  # type: ignore[assignment]
         None, description="Data set whose rows' lengths count; without it, rows have --length tokens."
     )
-    length: Annotated[int, Field(ge=2)] = Field(128, description="Tokens of a row, where no --data is given.")
+    length: Annotated[int, Field(ge=2, le=2**20)] = Field(128, description="Tokens of a row, where no --data is given.")
     method: str = Field(
         "lora", description="Methods, separated by commas; the first is spelled out: " + ", ".join(METHODS) + "."
     )
@@ -213,7 +223,7 @@ class EvaluateConfig(DataConfig):
         False,
         description="Use the adapter even on another base or tokenizer than it was made for; answers may then mean nothing.",
     )
-    batch_size: Positive = Field(32, description="Rows per forward pass.")
+    batch_size: AtATime = Field(32, description="Rows per forward pass.")
     split: Literal["auto", "test", "all"] = Field(
         "auto",
         description="test: the rows that were held out; all: every row of --data; auto: test for the data that the adapter "
@@ -257,26 +267,9 @@ class MergeConfig(Config):
 VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, PlanConfig, EvaluateConfig, GenerateConfig, MergeConfig)
 
 
-def read_recipe(path: str) -> dict[str, Any]:
-    """A recipe's settings; tables named like methods become their options."""
-    try:
-        recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"--recipe {path}: {e.strerror or e}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"--recipe {path} is not valid TOML: {e}") from None
-    tables = {k: v for k, v in recipe.items() if isinstance(v, dict)}
-    for name in tables:
-        if name not in METHODS:
-            raise InputError(f"--recipe {path}: the table [{name}] is no method; {nearest(name, METHODS)}")
-    flat = {k.replace("-", "_"): v for k, v in recipe.items() if k not in tables}
-    if isinstance(flat.get("methods"), list):
-        flat["methods"] = ",".join(map(str, flat["methods"]))
-    return {**flat, **({"options": tables} if tables else {})}
-
-
-def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
-    """Defaults < recipe < flags, validated; one error names every field that is wrong."""
+def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any], places: Mapping[str, str] | None = None) -> C:
+    """Defaults < recipe < flags, validated; one error names every field that is wrong, and its place in the recipe."""
+    places = {key: f"{place}: " for key, place in (places or {}).items() if key not in flags}
     options = {k: dict(v) for k, v in recipe.get("options", {}).items()}
     for name, values in flags.get("options", {}).items():
         options.setdefault(name, {}).update(values)
@@ -286,7 +279,9 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
     } - flags.keys()  # one recipe can serve several verbs
     chosen = {k: v for k, v in chosen.items() if k in cls.model_fields or k not in elsewhere}
     if unknown := [k for k in chosen if k not in cls.model_fields]:
-        raise InputError(f"{unknown[0]!r} is not a setting here; {nearest(unknown[0], cls.model_fields)}")
+        raise InputError(
+            f"{places.get(unknown[0], '')}{shown(unknown[0])} is not a setting here; {nearest(unknown[0], cls.model_fields)}"
+        )
     if ("steps" in flags and "epochs" in flags) or ({"steps", "epochs"} <= recipe.keys() - flags.keys()):
         raise InputError("give --steps or --epochs, not both")
     if "epochs" in flags:
@@ -297,9 +292,10 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any]) -> C:
         return cls(**chosen)
     except ValidationError as e:
         problems = [
-            f"--{str(p['loc'][0]).replace('_', '-')}: {p['msg'].lower()} (got {p['input']!r})" for p in e.errors()
+            f"{places.get(str(p['loc'][0]), '')}--{str(p['loc'][0]).replace('_', '-')}: {p['msg'].lower()} (got {shown(p['input'])})"
+            for p in e.errors()
         ]
-        raise InputError("; ".join(problems)) from None
+        raise InputError("; ".join(dict.fromkeys(problems))) from None
 
 
 def to_toml(config: Config) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from . import on_disk
 from .adapter import attach, detach
-from .adapter_folder import CONFIG, read_about, read_method
+from .adapter_files import read_about, shapes_of
+from .adapter_folder import check_fit, read_config, read_method
 from .base import Base, load_base, load_config, pick_device, skeleton
 from .config import BaseConfig, CompareConfig, Config, DataConfig, TrainConfig, TrainingConfig, to_toml
 from .data import named
@@ -19,6 +19,7 @@ from .encoder import head_order, is_encoder
 from .engine.optimizers import check_optimizer
 from .engine.train import Settings
 from .errors import InputError
+from .foreign import path_of
 from .method import Method
 from .methods import method_name
 from .methods.options import build_method
@@ -127,7 +128,7 @@ def _next_folder(verb: str) -> Path:
 
 
 def _free_folder(wanted: str) -> Path:
-    folder = Path(wanted).expanduser()
+    folder = path_of(wanted)
     if folder.is_dir() and not untouched(folder):
         raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
     if folder.exists() and not folder.is_dir():
@@ -138,7 +139,7 @@ def _free_folder(wanted: str) -> Path:
 
 def check_writable(file: str) -> None:
     """Can this file be written? Found out before the work, not after it; what is there stays."""
-    path = Path(file).expanduser()
+    path = path_of(file)
     existed = path.exists()
     try:
         path.open("a").close()
@@ -187,5 +188,12 @@ def check_adapter(folder: str | None) -> dict[str, Any]:
     if folder is None:
         return {}
     read_method(folder)
-    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    return {"base": config.get("base_model_name_or_path"), **read_about(folder)}
+    about = {"base": read_config(folder).get("base_model_name_or_path"), **read_about(folder)}
+    shapes_of(folder)
+    return about
+
+
+def check_fits(folder: str | None, model: str, labels: Sequence[str] | None = None) -> None:
+    """Raise `InputError` where an adapter is not one for this model, before the model loads."""
+    if folder is not None:
+        check_fit(skeleton(load_config(model), labels), folder)

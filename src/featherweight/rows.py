@@ -6,13 +6,15 @@ the bare texts, for models that have a head for the classes and need no words ar
 
 from __future__ import annotations
 
+import datetime
+import numbers
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import data
-from .errors import InputError, nearest
+from .errors import InputError, listed, nearest, shown
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "snippet", "tweet", "title", "question", "input")
 LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "intent", "emotion", "topic")
@@ -39,7 +41,7 @@ def _no_column(source: str, wanted: str, columns: list[str]) -> str:
     """What exists, and what was probably meant."""
     hint = nearest(wanted, columns)
     near = f"; {hint}" if hint.startswith("did you mean") else ""
-    return f"{source} has no column {wanted!r}{near}; its columns are: {', '.join(columns)}"
+    return f"{source} has no column {shown(wanted)}{near}; its columns are: {listed(columns)}"
 
 
 def pieces(template: str) -> tuple[list[tuple[str, str]], str]:
@@ -95,11 +97,11 @@ class Reader:
             return
         if wants_labels:
             lacking = "--text-column" if self.label_column else "--label-column"
-            raise InputError(f"data: name the {lacking} too; the columns of {source} are: {', '.join(columns)}")
+            raise InputError(f"data: name the {lacking} too; the columns of {source} are: {listed(columns)}")
         self.label_column, self.kind, self.template = None, "instructions", template or "{prompt}"
         if "{prompt}" not in self.template:
             raise InputError(
-                f"--template {template!r} needs {{prompt}} in it: without labels, it is written around the prompt"
+                f"--template {shown(template)} needs {{prompt}} in it: without labels, it is written around the prompt"
             )
         if not wants_instructions and (found := pick(columns, MESSAGES_NAMES, "", None, source)):
             self.messages_column = found
@@ -108,7 +110,7 @@ class Reader:
         self.response_column = pick(columns, RESPONSE_NAMES, "--response-column", response, source)
         if not (self.prompt_column and self.response_column):
             raise InputError(
-                f"data: {source} has the columns {', '.join(columns)}; name a text and a label with --text-column and "
+                f"data: {source} has the columns {listed(columns)}; name a text and a label with --text-column and "
                 f"--label-column, or a prompt and a response with --prompt-column and --response-column"
             )
 
@@ -125,14 +127,16 @@ class Reader:
         try:
             self.head, self.tail = pieces(self.template)
         except ValueError as e:
-            raise InputError(f"--template {self.template!r} is malformed: {e}; write columns as {{name}}") from None
+            raise InputError(
+                f"--template {shown(self.template)} is malformed: {e}; write columns as {{name}}"
+            ) from None
         if not self.head:
-            raise InputError(f"--template {self.template!r} names no column; write one as {{{columns[0]}}}")
+            raise InputError(f"--template {shown(self.template)} names no column; write one as {{{columns[0][:60]}}}")
         if unknown := [name for _, name in self.head if name not in columns]:
             raise InputError(f"--template: {_no_column(source, unknown[0], columns)}")
         if any(name == self.label_column for _, name in self.head):
             raise InputError(
-                f"--template {self.template!r} gives the answer away: it holds the label {self.label_column!r}"
+                f"--template {shown(self.template)} gives the answer away: it holds the label {self.label_column!r}"
             )
 
     def rows(self, table: data.Rows) -> list[Row]:
@@ -142,9 +146,9 @@ class Reader:
 
     def _value(self, row: dict[str, Any], column: str | None, place: str) -> str:
         if column not in row:
-            raise InputError(f"data: {place}: there is no column {column!r}; there are: {', '.join(row)}")
-        if not (value := _text(row[column])):
-            raise InputError(f"data: {place}: the column {column!r} is empty")
+            raise InputError(f"data: {place}: there is no column {shown(column)}; there are: {listed(row)}")
+        if not (value := _text(row[column], column, place)):
+            raise InputError(f"data: {place}: the column {shown(column)} is empty")
         return value
 
     def _classified(self, row: dict[str, Any], place: str) -> Row:
@@ -152,13 +156,13 @@ class Reader:
         head, texts = "", list[str]()
         for before, column in self.head:  # further columns (a title, a second sentence) may be empty, the text may not
             needed = column == self.text_column or len(self.head) == 1 or column not in row
-            texts.append(self._value(row, column, place) if needed else _text(row[column]))
+            texts.append(self._value(row, column, place) if needed else _text(row[column], column, place))
             head += before + texts[-1]
         return Row(((head, False), (self.tail, False), (label, True)), label, place, texts=tuple(texts))
 
     def _instructed(self, row: dict[str, Any], place: str) -> Row:
         prompt = self._value(row, self.prompt_column, place)
-        if context := _text(row.get(self.context_column or "")):
+        if context := _text(row.get(self.context_column or ""), self.context_column, place):
             prompt += "\n\n" + context
         prompt = self.template.replace("{prompt}", prompt)
         response = self._value(row, self.response_column, place)
@@ -168,7 +172,7 @@ class Reader:
     def _chat(self, row: dict[str, Any], place: str) -> Row:
         found = row.get(self.messages_column or "")
         if not isinstance(found, list) or not found:
-            raise InputError(f"data: {place}: {self.messages_column!r} must be a list of messages")
+            raise InputError(f"data: {place}: {shown(self.messages_column)} must be a list of messages")
         messages = tuple(_message(m, place) for m in found)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise InputError(f"data: {place}: the last message must be the assistant's, after another's")
@@ -178,17 +182,35 @@ class Reader:
         )
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _text(value: Any, column: str | None, place: str) -> str:
+    """A cell as a text; empty for what is missing: None, or NaN, as pandas writes it."""
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, (str, numbers.Number, datetime.date, datetime.time, datetime.timedelta)):
+        raise InputError(f"data: {place}: the column {shown(column)} holds a {type(value).__name__}, not a text")
+    return _sound(str(value).strip(), column, place)
+
+
+def _sound(text: str, column: str | None, place: str) -> str:
+    """This text, which no tokenizer can stumble over."""
+    if "\0" in text:
+        raise InputError(f"data: {place}: the column {shown(column)} holds a NUL character; take it out")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"data: {place}: the column {shown(column)} holds half a character (a lone surrogate); write it anew as UTF-8"
+            ) from None
+    return text
 
 
 def _message(message: Any, place: str) -> dict[str, str]:
     """`{"role", "content"}`, or ShareGPT's `{"from", "value"}`."""
     if isinstance(message, dict):
-        role = message.get("role") or {"human": "user", "gpt": "assistant"}.get(
-            str(message.get("from")), message.get("from")
-        )
+        by = message.get("from")
+        role = message.get("role") or {"human": "user", "gpt": "assistant"}.get(str(by), by)
         content = message.get("content", message.get("value"))
         if role in ("system", "user", "assistant") and isinstance(content, str):
-            return {"role": role, "content": content}
+            return {"role": role, "content": _sound(content, "content", place)}
     raise InputError(f"data: {place}: a message needs a role (system, user or assistant) and a content text")

@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from . import report
 from .adapter import attach, attached, count
-from .adapter_folder import load, read_method
+from .adapter_folder import check_fit, load, read_method
 from .api import generate
 from .base import DTYPES, load_base, load_config, pick_device, save_base, skeleton
 from .compare import Comparison, compare, evaluate_with_bar
@@ -32,6 +33,7 @@ from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
 from .errors import InputError
+from .foreign import path_of
 from .identity import check_tokens
 from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
@@ -40,6 +42,7 @@ from .prepare import (
     announce,
     base_for,
     check_adapter,
+    check_fits,
     check_writable,
     describe,
     new_folder,
@@ -110,7 +113,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     saved = check_adapter(config.adapter)
     labels = saved.get("labels") or None
     own = saved.get("data") == named(config.data) and config.test_data is None
-    held_out = own or config.data == DATA or config.test_data is not None or not Path(config.data).expanduser().exists()
+    held_out = own or config.data == DATA or config.test_data is not None or not path_of(config.data).exists()
     every = config.split == "all" or (config.split == "auto" and not held_out)
     if own and every:
         note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
@@ -121,10 +124,12 @@ def run_evaluate(config: EvaluateConfig) -> int:
         config = config.model_copy(update=columns)
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
+        _refuse_own_input(config)
         check_writable(config.out)
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
         task = task.in_order(head_order(load_config(name), task.labels))
+    check_fits(config.adapter, name, task.labels)
     base = base_for(config, name, task.labels)
     if config.adapter:
         load(base.model, config.adapter, force=config.force)
@@ -138,9 +143,25 @@ def run_evaluate(config: EvaluateConfig) -> int:
         text = "".join(
             json.dumps({"place": p, "answer": a, "prediction": g}, ensure_ascii=False) + "\n" for p, a, g in rows
         )
-        Path(config.out).expanduser().write_text(text, encoding="utf-8")
+        path_of(config.out).write_text(text, encoding="utf-8")
     print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     return 0
+
+
+def _refuse_own_input(config: EvaluateConfig) -> None:
+    """Predictions must not be written over what they are predictions for."""
+    for flag, name in (("--data", config.data), ("--test-data", config.test_data)):
+        if config.out and name and path_of(name).is_file() and path_of(name).resolve() == path_of(config.out).resolve():
+            raise InputError(f"--out {config.out} is the file of {flag}, which would be lost; choose another")
+
+
+def _prompts() -> Iterator[str]:
+    """The lines of standard input."""
+    try:
+        for line in sys.stdin:
+            yield line.rstrip("\n")
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8 text; convert it to UTF-8") from None
 
 
 def run_generate(config: GenerateConfig) -> int:
@@ -148,12 +169,14 @@ def run_generate(config: GenerateConfig) -> int:
     saved = check_adapter(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
-    base = base_for(config, config.model or saved.get("base") or MODEL)
+    name = config.model or saved.get("base") or MODEL
+    check_fits(config.adapter, name)
+    base = base_for(config, name)
     if config.adapter:
         load(base.model, config.adapter, force=config.force)
         check_tokens(base, saved, force=config.force)
     torch.manual_seed(config.seed)
-    prompts = [config.prompt] if config.prompt is not None else (line.rstrip("\n") for line in sys.stdin)
+    prompts = [config.prompt] if config.prompt is not None else _prompts()
     for prompt in prompts:
         if prompt.strip():
             [text] = generate(
@@ -177,6 +200,7 @@ def run_merge(config: MergeConfig) -> int:
     name, labels = config.model or saved.get("base") or MODEL, saved.get("labels")
     told = load_config(name)
     skeletal = skeleton(told, labels)
+    check_fit(skeletal, config.adapter)
     attach(skeletal, read_method(config.adapter), encode=lambda _: [0])
     refuse_unmergeable(skeletal)
     folder = new_folder(config.out, "merge")

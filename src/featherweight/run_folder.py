@@ -26,10 +26,12 @@ from filelock import FileLock, Timeout
 
 from . import on_disk
 from .checkpoints import differing
-from .config import CompareConfig, TrainConfig, TrainingConfig, merge, read_recipe
+from .config import CompareConfig, TrainConfig, TrainingConfig, merge
 from .data import named
 from .errors import InputError
+from .foreign import path_of, read_json
 from .provenance import command
+from .recipe import read_recipe
 from .redaction import HIDDEN, clean
 
 ABOUT, RECIPE, CHECKPOINTS, LOCK = "run.json", "recipe.toml", "checkpoints", ".lock"
@@ -101,7 +103,7 @@ def find_run(config: TrainConfig) -> Path | None:
         raise InputError(f"--resume {config.resume} goes on in its own folder; leave --out {config.out} away")
     if wanted is None:
         return None if config.fresh else _last_of(asked, config.method)
-    folder = Path(wanted).expanduser()
+    folder = path_of(wanted)
     if not _is_run(folder):
         if config.resume:
             raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
@@ -131,7 +133,7 @@ def find_comparison(config: CompareConfig) -> Path | None:
     """
     if config.out is None:
         return None if config.fresh else _last_of(asked_for(config), "compare")
-    folder = Path(config.out).expanduser()
+    folder = path_of(config.out)
     if not _is_run(folder):
         return None
     if config.fresh:
@@ -168,7 +170,7 @@ def _last_of(asked: dict[str, Any], verb: str) -> Path | None:
 
 def settings_in(wanted: str) -> dict[str, Any]:
     """What was asked for in a run's folder, as a recipe: `--resume` needs no other flag."""
-    folder = Path(wanted).expanduser()
+    folder = path_of(wanted)
     if not _is_run(folder):
         raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
     recipe = read_recipe(str(folder / RECIPE)) if (folder / RECIPE).is_file() else {}
@@ -246,7 +248,7 @@ def _now() -> str:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        told = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        told = read_json(folder / ABOUT)
     except OSError as e:
         raise InputError(f"cannot read {folder / ABOUT}: {e.strerror or e}") from None
     except ValueError as e:

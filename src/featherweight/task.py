@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import data
-from .errors import InputError
+from .errors import InputError, listed, shown
 from .rows import Reader, Row
 
 MAX_LABELS = 50
@@ -125,6 +125,10 @@ def load_task(
     )
     if not task.test:
         raise InputError(f"data: {source} leaves no rows to test on; give more rows, --test-fraction or --test-data")
+    if not test_only and not task.train and leaked:
+        raise InputError(
+            f"data: every row of {source} has the text of a test row, so none is left to train on; give other test rows"
+        )
     if not test_only and not task.train:
         raise InputError(f"data: {source} leaves no rows to train on; give more rows, --test-fraction or --test-data")
     return task
@@ -133,7 +137,7 @@ def load_task(
 def _check_labels(labels: list[str], source: str) -> None:
     if len(labels) < 2:
         raise InputError(
-            f"data: {source} has one class only ({', '.join(map(repr, labels))}); classification needs at least two"
+            f"data: {source} has one class only ({shown(labels[0]) if labels else 'none'}); classification needs at least two"
         )
     if len(labels) > MAX_LABELS:
         raise InputError(
@@ -149,7 +153,7 @@ def _labelled(rows: list[Row], labels: list[str]) -> list[Row]:
     for row in rows:
         if row.answer not in number:
             raise InputError(
-                f"data: {row.place}: the label {row.answer!r} is not among those of the training rows: {', '.join(labels)}"
+                f"data: {row.place}: the label {shown(row.answer)} is not among those of the training rows: {listed(labels)}"
             )
     return [replace(r, label=number[r.answer]) for r in rows]
 

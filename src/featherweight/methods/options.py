@@ -6,8 +6,12 @@ import dataclasses
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, shown
+from ..foreign import plain_errors
 from . import METHODS, method_class
+
+MOST = 1_000_000
+"""No number of a method's is larger: more would be a slip, and would fill the memory before it is noticed."""
 
 if TYPE_CHECKING:
     from ..method import Method
@@ -21,14 +25,17 @@ def parse_options(settings: list[str], method: str | None) -> dict[str, dict[str
         owner, dot, option = key.rpartition(".")
         owner = owner if dot else method or ""
         if not equals or not option:
-            raise InputError(f"--set {setting!r}: write OPTION=VALUE, such as r=16")
+            raise InputError(f"--set {shown(setting)}: write OPTION=VALUE, such as r=16")
         if owner not in METHODS:
             hint = nearest(owner, METHODS) if owner else "write METHOD.OPTION=VALUE, such as lora.r=16"
-            raise InputError(f"--set {setting!r}: no such method; {hint}")
+            raise InputError(f"--set {shown(setting)}: no such method; {hint}")
         try:
-            parsed = tomllib.loads(f"v = {value}")["v"]
+            with plain_errors():
+                parsed = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
             parsed = value  # a plain word
+        except ValueError as e:
+            raise InputError(f"--set {shown(setting)}: {e}") from None
         options.setdefault(owner, {})[option] = parsed
     return options
 
@@ -39,7 +46,7 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "rank_pattern")}
     for key in options:
         if key not in fields:
-            raise InputError(f"{name} has no option {key!r}; {nearest(key, fields)}")
+            raise InputError(f"{name} has no option {shown(key)}; {nearest(key, fields)}")
     values = {key: typed(name, key, str(fields[key].type), value) for key, value in options.items()}
     return cls(**values)
 
@@ -58,6 +65,8 @@ def typed(owner: str, key: str, wanted: str, value: Any) -> Any:
         return None
     kind = type(value).__name__
     fits = kind in kinds or (kind == "int" and "float" in kinds)
+    if kind in ("int", "float"):  # not NaN either
+        fits = fits and -MOST <= value <= MOST
     if not fits or (kind == "tuple" and not all(isinstance(word, str) for word in value)):
-        raise InputError(f"{owner}: {key} must be {wanted.replace(' | None', '')}, not {value!r}")
+        raise InputError(f"{owner}: {key} must be {wanted.replace(' | None', '')}, not {shown(value)}")
     return value
