@@ -6,25 +6,30 @@ computes, because threads do not survive a fork.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, Self
 
 
 class Forked:
-    """The server, as seen from a test or benchmark."""
+    """The server, as seen from a test or benchmark. `also` are modules that it imports besides: who forks them need not."""
+
+    def __init__(self, *also: str) -> None:
+        self.also = also
 
     def __enter__(self) -> Self:
         tests = Path(__file__).parent
         paths = os.pathsep.join([str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")])
         settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            [sys.executable, "-W", "ignore", __file__, *self.also], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             stderr=subprocess.DEVNULL, env={**os.environ, **settings, "PYTHONPATH": paths},
         )  # fmt: skip
         return self
@@ -58,6 +63,21 @@ class Forked:
         return self.wait(self.start(folder, *args, before=before))
 
 
+def said(folder: Path) -> str:
+    """What the last process in a folder has said so far."""
+    return (folder / "said.txt").read_text()
+
+
+def when(folder: Path, words: str, seconds: float = 60) -> None:
+    """Wait until a process has said this."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (folder / "said.txt").is_file() and words in said(folder):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never said {words!r}: {said(folder)}")
+
+
 def _serve() -> None:
     import torch
     import transformers.models.llama.modeling_llama
@@ -67,6 +87,8 @@ def _serve() -> None:
     import featherweight.methods.lora
     import featherweight.training  # noqa: F401
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)

@@ -101,6 +101,10 @@ def task_of(
     return task
 
 
+BEGUN = frozenset({".writable", ".lock", ".run.json"})
+"""What a run that was killed in its first moments may leave in its folder, which is free all the same."""
+
+
 def new_folder(wanted: str | None, verb: str) -> Path:
     """Make the folder for a result: the wanted one, which must be new or empty, or the next free one under runs/."""
     try:
@@ -120,7 +124,7 @@ def _free_folder(wanted: str | None, verb: str) -> Path:
             number += 1
         return folder
     folder = Path(wanted).expanduser()
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(p.name not in BEGUN for p in folder.iterdir()):
         raise InputError(f"--out {wanted} is in use: it has files; choose a new folder, or empty this one")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {wanted} is a file; choose a new folder")
@@ -147,7 +151,9 @@ def announce(config: Config, folder: Path) -> None:
         else {}
     )
     recipe = to_toml(config.model_copy(update=update))
-    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    beside = folder / ".recipe.toml"  # in one step: an empty recipe would be read as one of defaults
+    beside.write_text(recipe, encoding="utf-8")
+    beside.replace(folder / "recipe.toml")
     note(
         f"configuration (also in {folder / 'recipe.toml'}):\n" + "".join(f"  {line}\n" for line in recipe.splitlines())
     )

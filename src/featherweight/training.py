@@ -21,7 +21,7 @@ from .encoder import is_encoder
 from .engine.stopping import stoppable
 from .engine.train import Report, Settings
 from .errors import InputError
-from .identity import identity_of
+from .identity import check_base, identity_of
 from .methods.options import build_method
 from .plan.before import before_the_run
 from .prepare import announce, base_for, describe, new_folder, prepare, settings_of
@@ -68,17 +68,25 @@ def _train(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) 
     begin(base, method, task, writer, seed=config.seed)
     identity = identity_of(base, task, _settings(config))
     remember(base.model, identity=identity)
+
+    def check() -> None:
+        check_base(base, identity)
+
     checkpoints = Checkpoints(
-        run.checkpoints, identity, every_steps=config.save_steps, every_seconds=60 * config.save_minutes,
+        run.checkpoints, identity, check=check, every_steps=config.save_steps, every_seconds=60 * config.save_minutes,
         keep=config.save_total_limit, stop_if_unsaved=config.if_save_fails == "stop", force=config.force, tell=note,
     )  # fmt: skip
     total, trained = count(base.model)
     note(f"{method.title}: {trained:,} of {total:,} parameters are trained ({100 * trained / total:.4f} %)")
     validation = writer.examples(task.validation)[0]
     result = fit_with_bar(base, examples, settings, method.title, checkpoints=checkpoints, validation=validation)
+    check()
     with stoppable() as late:  # a signal here must not cost the result
         saved = _save(base, run, result)
-        run.end("not saved" if saved != run.path else result.stopped or "complete")
+        try:
+            run.end("not saved" if saved != run.path else result.stopped or "complete")
+        except InputError as e:  # the same disk or folder; where the adapter is has still to be said
+            note(str(e))
     code = _explain(result, settings, run.path)
     if saved is None:
         note("the adapter could not be saved; free some space: the same command goes on from the last checkpoint")
