@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 import tiny
 from command import Cli, Result
 from featherweight import cli, prepare, run
+from forked import Forked
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -82,3 +84,16 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def reviews(in_tmp: Path) -> Path:
     return tiny.write(in_tmp / "reviews.csv", tiny.reviews())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Forked]:
+    """Starts command lines in processes of their own."""
+    with Forked() as server:
+        yield server
+
+
+@pytest.fixture
+def line(llama: Path, reviews: Path) -> Callable[..., tuple[Any, ...]]:
+    """A command line that trains the tiny Llama on the reviews."""
+    return lambda *more: ("train", "--model", llama, "--data", reviews, *more)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, Self
@@ -67,6 +68,21 @@ class Forked:
     def run(self, folder: Path, *args: object, before: str = "") -> int:
         """Both."""
         return self.wait(self.start(folder, *args, before=before))
+
+
+def said(folder: Path) -> str:
+    """What the last process in a folder has said so far."""
+    return (folder / "said.txt").read_text()
+
+
+def when(folder: Path, words: str, seconds: float = 60) -> None:
+    """Wait until a process has said this."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (folder / "said.txt").is_file() and words in said(folder):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never said {words!r}: {said(folder)}")
 
 
 def _serve() -> None:

@@ -22,6 +22,24 @@ SETTINGS = (
     "--save-steps", 2, "--validation-rows", 6, "--out", "run",
 )  # fmt: skip
 
+SHORT = ("--steps", 30, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
+"""A run of a second."""
+
+
+def result_of(folder: Path) -> list[bytes]:
+    """The bytes that must be the same."""
+    return [(folder / name).read_bytes() for name in RESULT]
+
+
+def after_step(step: int, do: str) -> str:
+    """For `Forked.start`: Python that the run itself executes after this step."""
+    return (
+        "import os, featherweight.training as t\n"
+        "from featherweight.engine.train import fit\n"
+        f"def then(report):\n    if report.steps == {step}: exec({do!r}, {{'os': os}})\n"
+        "t.fit_with_bar = lambda base, rows, settings, title, **more: fit(base, rows, settings, on_step=then, **more)\n"
+    )
+
 
 @dataclass
 class Toll:
@@ -60,7 +78,7 @@ class Victim:
 
     def result(self) -> list[bytes]:
         """The bytes that must be the same."""
-        return [(self.folder / "run" / name).read_bytes() for name in RESULT]
+        return result_of(self.folder / "run")
 
     def is_complete(self) -> bool:
         """Whether the run says so itself."""
@@ -70,15 +88,22 @@ class Victim:
     def kill_until_complete(self, toll: Toll, rng: random.Random) -> None:
         """Start it, kill it at a random instant, start it again, until it is complete; then compare its result."""
         shutil.rmtree(self.folder / "run")
+        before: Path | None = None
         while not (self.folder / "run").exists() or not self.is_complete():
             pid = self.server.start(self.folder, *self.line)
             time.sleep(rng.uniform(0, self.seconds))
             os.kill(pid, signal.SIGKILL)
             code = self.server.wait(pid)
             toll.kills += code == -signal.SIGKILL
-            if code == 0:  # too late: how long it takes depends on what else the machine does
-                self.seconds *= 0.8
             left = self.folder / "run"
+            newest = max(left.glob("checkpoints/step-*"), default=None)
+            if (
+                code == 0
+            ):  # too late, and else perhaps too early: how long it takes depends on what else the machine does
+                self.seconds *= 0.8
+            elif newest == before:
+                self.seconds *= 1.1
+            before = newest
             toll.inside_saves += any(left.glob("checkpoints/.saving-*")) or any(left.glob(".saving-*"))
             for checkpoint in left.glob("checkpoints/step-*"):
                 try:

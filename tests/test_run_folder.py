@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,10 @@ import tiny
 from command import Cli, complaint
 from featherweight.prepare import new_folder
 from featherweight.run_folder import at_work
-from forked import Forked
-from killing import RESULT
+from forked import Forked, said, when
+from killing import SHORT, result_of
 
 LONG = ("--steps", 4000, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
-SHORT = ("--steps", 30, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Forked]:
-    with Forked() as server:
-        yield server
-
-
-@pytest.fixture
-def line(llama: Path, reviews: Path) -> Callable[..., tuple[Any, ...]]:
-    return lambda *more: ("train", "--model", llama, "--data", reviews, *more)
-
-
-def said(folder: Path) -> str:
-    return (folder / "said.txt").read_text()
-
-
-def when(folder: Path, words: str, seconds: float = 60) -> None:
-    """Wait until a process has said this."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (folder / "said.txt").is_file() and words in said(folder):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"never said {words!r}: {said(folder)}")
-
-
-def result_of(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in RESULT]
 
 
 # --- signals --------------------------------------------------------------------------------------------------------------
@@ -120,6 +89,22 @@ def test_a_second_ctrl_c_ends_it_at_once_without_a_partial_file(server: Forked, 
     assert not list((in_tmp / "runs" / "lora-001").rglob(".sav*"))
     assert server.run(in_tmp, *line(*SHORT)) == 0
     assert json.loads((in_tmp / "runs" / "lora-001" / "run.json").read_text())["ended"] == "complete"
+
+
+def test_a_second_ctrl_c_in_the_middle_of_a_save_leaves_no_partial_file_either(
+    server: Forked, in_tmp: Path, line: Any
+) -> None:
+    twice = (
+        "import os, signal, featherweight.checkpoints as c\n"
+        "def half(tensors, path):\n"
+        "    path.write_bytes(b'half')\n"
+        "    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
+        "c.save_file = half"
+    )
+    args = line(*SHORT, "--save-steps", 10, "--out", "mine")
+    assert server.run(in_tmp, *args, before=twice) == 130
+    assert list((in_tmp / "mine" / "checkpoints").iterdir()) == []
+    assert server.run(in_tmp, *args) == 0, said(in_tmp)
 
 
 def test_ctrl_c_after_the_last_step_keeps_the_adapter_and_leaves_the_evaluation_out(
@@ -275,6 +260,33 @@ def shutil_weights(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+FIRST_MOMENTS = {  # what a process does at the time, and dies
+    "trying the folder": "p.check_writable = lambda file: (open(file, 'w').close(), die())",
+    "locking it": "r.FileLock.acquire = lambda lock, **_: (open(lock.lock_file, 'w').close(), die())",
+    "saying what was asked for": "r._write = lambda path, content: (open(path.with_name('.run.json'), 'w').close(), die())",
+    "writing the recipe": "Path.write_text = lambda path, *a, **k: "
+    "(open(path, 'w').close(), die()) if 'recipe' in path.name else write(path, *a, **k)",
+}
+
+
+@pytest.mark.parametrize("moment", FIRST_MOMENTS)
+def test_a_run_that_is_killed_in_its_first_moments_can_be_asked_for_again(
+    server: Forked, in_tmp: Path, line: Any, moment: str
+) -> None:
+    """An empty recipe would be one of defaults; a folder with files would be another's."""
+    spoil = (
+        "import os, featherweight.prepare as p, featherweight.run_folder as r\n"
+        "from pathlib import Path\n"
+        "write, die = Path.write_text, lambda: os.kill(os.getpid(), 9)\n" + FIRST_MOMENTS[moment]
+    )
+    args = line(*SHORT, "--out", "mine")
+    assert server.run(in_tmp, *args, before=spoil) == -9, said(in_tmp)
+    assert list((in_tmp / "mine").iterdir())
+    assert server.run(in_tmp, *args) == 0, said(in_tmp)
+    assert server.run(in_tmp, *line(*SHORT, "--out", "whole")) == 0
+    assert result_of(in_tmp / "mine") == result_of(in_tmp / "whole")
+
+
 def test_fresh_begins_anew(fw_cli: Cli, server: Forked, in_tmp: Path, line: Any) -> None:
     assert server.run(
         in_tmp, *line(*SHORT, "--save-steps", 10), before="import featherweight.training as t; t._save = None"
@@ -329,78 +341,3 @@ def test_a_second_run_in_a_folder_is_refused_and_told_of_the_first(
 def test_a_run_that_is_refused_leaves_no_folder(fw_cli: Cli, in_tmp: Path, line: Any) -> None:
     assert "does not fit" in complaint(fw_cli(*line(*SHORT, "--memory", "1MB")))
     assert not list(Path("runs").glob("*"))
-
-
-# --- disks and places ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_limit_on_files_is_a_clear_message_and_training_goes_on(server: Forked, in_tmp: Path, line: Any) -> None:
-    """For real: no file may be longer than 6 KB, which the adapter is not, but the state."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
-    args = line(*SHORT, "--save-steps", 10, "--out", "mine")
-    assert server.run(in_tmp, *args, before=limit) == 0, said(in_tmp)
-    assert said(in_tmp).count("a checkpoint could not be written at step") == 2
-    assert "File too large" in said(in_tmp)
-    assert list((in_tmp / "mine" / "checkpoints").iterdir()) == []
-    assert server.run(in_tmp, *line(*SHORT, "--out", "whole")) == 0
-    assert result_of(in_tmp / "mine") == result_of(in_tmp / "whole")
-
-
-def test_or_it_stops_as_asked_and_goes_on_when_there_is_room(server: Forked, in_tmp: Path, line: Any) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
-    args = line(*SHORT, "--save-steps", 10, "--out", "mine", "--if-save-fails", "stop")
-    assert server.run(in_tmp, *args, before=limit) == 1
-    assert "stopped after 10 steps, as asked" in said(in_tmp)
-    assert server.run(in_tmp, *args) == 0, said(in_tmp)
-
-
-def test_an_adapter_that_does_not_fit_on_the_disk_is_saved_elsewhere(server: Forked, in_tmp: Path, line: Any) -> None:
-    (in_tmp / "elsewhere").mkdir()
-    full = (
-        f"import os, tempfile, featherweight.training as t; tempfile.tempdir = {str(in_tmp / 'elsewhere')!r}\n"
-        "from featherweight import on_disk\n"
-        "first = t.save\n"
-        "def save(model, folder, **more):\n"
-        "    saving.append(1)\n"
-        "    if folder.name == 'mine': raise t.InputError('cannot write the adapter to mine: No space left on device')\n"
-        "    return first(model, folder, **more)\n"
-        "t.save = save\n"
-        "def write(path, text):\n"
-        "    if saving: raise t.InputError('cannot write run.json: No space left on device')\n"
-        "    return written(path, text)\n"
-        "written, on_disk.write, saving = on_disk.write, write, []"
-    )
-    assert server.run(in_tmp, *line(*SHORT, "--out", "mine"), before=full) == 1
-    assert "No space left on device" in said(in_tmp)
-    [saved] = (in_tmp / "elsewhere").iterdir()
-    assert str(saved) in said(in_tmp)
-    assert fw.load(fw.load_base(str(line()[2]), dtype="float32").model, saved).peft_type == "LORA"
-
-
-def test_a_base_whose_file_disappears_while_it_trains_does_no_harm(server: Forked, in_tmp: Path, reviews: Path) -> None:
-    tiny.save_llama(in_tmp / "base")
-    pid = server.start(in_tmp, "train", "--model", "base", "--data", reviews, *LONG, "--out", "mine")
-    when(in_tmp, "train: 1000/4000")
-    for file in (in_tmp / "base").iterdir():
-        file.unlink()
-    assert server.wait(pid) == 0, said(in_tmp)
-
-
-@pytest.mark.parametrize("name", ["with spaces", "naïve-東京-😀", "a" * 200], ids=["spaces", "unicode", "long"])
-def test_folders_of_any_name_work(fw_cli: Cli, in_tmp: Path, line: Any, name: str) -> None:
-    done = fw_cli(*line(*SHORT, "--save-steps", 10, "--out", name))
-    assert done.code == 0, done.err
-    assert {"step-000010", "step-000020"} == {p.name for p in (in_tmp / name / "checkpoints").iterdir()}
-
-
-def test_folders_that_cannot_be_are_one_clear_error(fw_cli: Cli, in_tmp: Path, line: Any) -> None:
-    assert "File name too long" in complaint(fw_cli(*line(*SHORT, "--out", "a" * 300)))
-    if Path("/proc/self").is_dir():
-        assert "cannot make the folder" in complaint(fw_cli(*line(*SHORT, "--out", "/proc/here")))
-
-
-def test_a_clock_that_jumps_changes_nothing(server: Forked, in_tmp: Path, line: Any) -> None:
-    jumps = "import itertools, time\nyears = itertools.cycle([0, 4e9, 1e9])\ntime.time = lambda: next(years)"
-    assert server.run(in_tmp, *line(*SHORT, "--save-steps", 10, "--out", "mine"), before=jumps) == 0, said(in_tmp)
-    assert server.run(in_tmp, *line(*SHORT, "--out", "whole")) == 0
-    assert result_of(in_tmp / "mine") == result_of(in_tmp / "whole")

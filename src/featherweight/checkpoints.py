@@ -56,6 +56,8 @@ class Checkpoints:
     keep: int = 2
     stop_if_unsaved: bool = False
     force: bool = False
+    check: Callable[[], None] = lambda: None
+    """Raises `InputError` where the run is no longer what `identity` says: no checkpoint is written then."""
     tell: Callable[[str], None] = print
     _last: float = field(default_factory=time.monotonic)
     _cost: float = 0.0
@@ -108,10 +110,11 @@ class Checkpoints:
         return True
 
     def save(self, learner: Learner, report: Report) -> bool:
-        """Write one now and remove those that are too old; whether it could be written."""
+        """Write one now and remove those that are too old; whether it could be written. Raises what `check` raises."""
         if self._at is None or report.steps == self._at:  # nothing has been done since
             return True
         start = time.monotonic()
+        self.check()
         try:
             while self._overtaken:
                 _remove(self._overtaken.pop())

@@ -6,6 +6,7 @@ line with exit code 2; Ctrl-C saves what is there and exits with 130.
 
 from __future__ import annotations
 
+import faulthandler
 import inspect
 import logging
 import os
@@ -220,6 +221,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 
 def main() -> None:
     """Entry point of `featherweight` and `fw`."""
+    faulthandler.enable(2)  # a mapped file that is cut ends the process with a signal, else without a word
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_quiet()
     for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # once installed, they remark on every start

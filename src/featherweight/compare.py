@@ -14,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .base import Base
 from .checkpoints import Checkpoints, finite
 from .contenders import Contender
 from .engine.train import Report, Settings, fit
-from .identity import data_print, identity_of
+from .identity import check_base, data_print, identity_of
 from .progress import bar, mebibytes, note
 from .results import Line, entries, read, verdict
 from .run_folder import CHECKPOINTS
@@ -147,7 +148,8 @@ def compare(asked: Comparison, folder: Path) -> tuple[list[Line], list[str], int
                 note(f"{title}: done before")
                 lines.append(known.pop(key))
                 continue
-            checkpoints = Checkpoints(folder / run.place / CHECKPOINTS, identity, tell=note)
+            check = partial(check_base, base, identity)
+            checkpoints = Checkpoints(folder / run.place / CHECKPOINTS, identity, check=check, tell=note)
             result = fit_with_bar(base, examples, run.settings, title, checkpoints=checkpoints)
             save(base.model, folder / run.place)
             if result.signal is not None:

@@ -24,9 +24,8 @@ FORCED = "--force uses it all the same, and its answers may then mean nothing"
 
 def identity_of(base: Base, task: Task, settings: dict[str, Any], name: str = "default") -> dict[str, Any]:
     """What must be the same for a run to go on: an adapter called `name` is attached."""
-    whole = [path for path, part in parts(base.model, name).items() if isinstance(part, Retrained)]
     told = {
-        "base": fingerprint(base.model, without=whole),
+        "base": _base_print(base, name),
         "tokenizer": tokenizer_print(base.tokenizer),
         "template": template_print(base.tokenizer, task.template, task.kind),
         "data": data_print([*task.train, *task.validation]),
@@ -34,6 +33,23 @@ def identity_of(base: Base, task: Task, settings: dict[str, Any], name: str = "d
     }
     plain: dict[str, Any] = json.loads(json.dumps(told, default=str))  # as it is read back
     return plain
+
+
+def _base_print(base: Base, name: str) -> str:
+    whole = [path for path, part in parts(base.model, name).items() if isinstance(part, Retrained)]
+    return fingerprint(base.model, without=whole)
+
+
+def check_base(base: Base, identity: dict[str, Any], name: str = "default") -> None:
+    """Raise `InputError` where a base is no longer the one that a run began with.
+
+    On a CPU its weights are views of its file: whoever overwrites that (a rename does not) changes them under the run.
+    """
+    if base.device.type == "cpu" and _base_print(base, name) != identity["base"]:
+        raise InputError(
+            f"model: the weights of {base.name} have changed since the run began: was its file overwritten? What was learned since "
+            f"the last checkpoint is not kept; put the file back, and the same command goes on from there"
+        )
 
 
 def tokenizer_print(tokenizer: Any) -> str:

@@ -40,6 +40,8 @@ SAME_RESULT = frozenset({
     "metric", "test_rows", "save_steps", "save_minutes", "save_total_limit", "if_save_fails", "offline",
 })  # fmt: skip
 """Settings that a run may go on with changed: they do not say what is learned, but for rounding."""
+UNTOUCHED = frozenset({LOCK, f".{ABOUT}", f".{RECIPE}", ".writable"})
+"""What a process leaves that is killed before it has begun."""
 PLACES = frozenset({"data", "model", "test_data"})
 """Settings that `--resume` may change: what is there is recognised by its content."""
 UNFINISHED = (None, "interrupted", "not saved", "out of memory")
@@ -64,11 +66,16 @@ class RunFolder:
         _write(self.path / ABOUT, told | {"ended": None})
 
     def put_back(self) -> None:
-        """Leave the folder as it was found, or none if it was new: a run that is refused changes nothing."""
+        """Leave the folder as it was found, or none if it was new: a run that is refused changes nothing.
+
+        One that has work to show already keeps what says what it is.
+        """
+        begun = any(file.name not in (*UNTOUCHED, *self.before) for file in self.path.iterdir())
         for name, text in self.before.items():
             file = self.path / name
             if text is None:
-                file.unlink(missing_ok=True)
+                if not begun:
+                    file.unlink(missing_ok=True)
             elif file.read_text(encoding="utf-8") != text:
                 on_disk.write(file, text)
         if untouched(self.path):
@@ -239,7 +246,7 @@ def _at_work_already(folder: Path) -> str:
 
 def untouched(folder: Path) -> bool:
     """Whether nothing is in a folder but what a process leaves that is killed before it has begun."""
-    return all(file.name in (LOCK, f".{ABOUT}") for file in folder.iterdir())
+    return all(file.name in UNTOUCHED for file in folder.iterdir())
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
-from .adapter import count, remember
+from .adapter import count, facts, remember
 from .adapter_folder import CONFIG, OURS, WEIGHTS, save
 from .api import begin
 from .base import DTYPES, Base, load_config, pick_device, pick_dtype
@@ -21,7 +21,7 @@ from .encoder import is_encoder
 from .engine.stopping import stoppable
 from .engine.train import Report, Settings
 from .errors import InputError
-from .identity import identity_of
+from .identity import check_base, identity_of
 from .methods.options import build_method
 from .on_disk import make_safe
 from .plan.before import before_the_run
@@ -62,7 +62,7 @@ def run_train(config: TrainConfig) -> int:
 
 
 def _learn(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) -> tuple[Base, Writer, Report]:
-    """Train. Raises `InputError` only before the first step: what is refused later has work to show."""
+    """Train. What raises `InputError` after the first step keeps its checkpoints."""
     method = build_method(config.method, config.options.get(config.method, {}))
     base = base_for(config, config.model, task.labels)
     writer = writer_for(base, config.max_length, task.labels, [method])
@@ -70,8 +70,12 @@ def _learn(config: TrainConfig, run: RunFolder, task: Task, settings: Settings) 
     begin(base, method, task, writer, seed=config.seed)
     identity = identity_of(base, task, decisive(config) | {"device": base.device.type})
     remember(base.model, identity=identity)
+
+    def check() -> None:
+        check_base(base, identity)
+
     checkpoints = Checkpoints(
-        run.checkpoints, identity, every_steps=config.save_steps, every_seconds=60 * config.save_minutes,
+        run.checkpoints, identity, check=check, every_steps=config.save_steps, every_seconds=60 * config.save_minutes,
         keep=config.save_total_limit, stop_if_unsaved=config.if_save_fails == "stop", force=config.force, tell=note,
     )  # fmt: skip
     total, trained = count(base.model)
@@ -85,6 +89,7 @@ def _finish(
     config: TrainConfig, run: RunFolder, task: Task, settings: Settings, base: Base, writer: Writer, result: Report
 ) -> int:
     """Save the adapter, say how the run ended, and measure it if it is complete; the exit code."""
+    check_base(base, facts(base.model)["identity"])
     with stoppable() as late:  # a signal here must not cost the result
         saved = _save(base, run, result)
         try:
