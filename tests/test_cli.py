@@ -102,6 +102,15 @@ def test_every_common_flag_is_there() -> None:
     assert common | {"methods"} <= CompareConfig.model_fields.keys()
 
 
+@pytest.mark.parametrize("flag", ["--no-packing", "--no-lean"])
+def test_what_is_on_by_itself_can_be_switched_off(fw_cli: Cli, reviews: Path, llama: Path, flag: str) -> None:
+    done = fw_cli(
+        "train", "--model", llama, "--data", reviews, "--steps", 1, "--dtype", "float32", flag, "--out", "mine"
+    )
+    assert done.code == 0, done.err
+    assert f"{flag.removeprefix('--no-')} = false" in Path("mine/recipe.toml").read_text()
+
+
 def test_the_version_is_printed(fw_cli: Cli) -> None:
     assert fw_cli("--version") == (0, f"{fw.__version__}\n", "")
 

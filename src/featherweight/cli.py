@@ -70,9 +70,10 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     else:
         words = ""
     default = "" if field.default in (None, PydanticUndefined, False) else f" [default: {field.default}]"
-    option = typer.Option(
-        "--" + name.replace("_", "-"), help=(field.description or "") + words + default, show_default=False
-    )
+    flag = "--" + name.replace("_", "-")
+    if kind is bool and field.default is not False:  # what is not off by itself can be switched off
+        flag += "/--no-" + name.replace("_", "-")
+    option = typer.Option(flag, help=(field.description or "") + words + default, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

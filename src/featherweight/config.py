@@ -120,7 +120,8 @@ class TrainingConfig(DataConfig):
         description="Put a batch's texts into one row instead of padding them; by default where the model can (decoders).",
     )
     lean: bool = Field(
-        True, description="Norms and gates in fewer passes over memory; false leaves transformers' own, for debugging."
+        True,
+        description="Norms and gates in fewer passes over memory; --no-lean leaves transformers' own, for debugging.",
     )
     lr: float | None = Field(
         None, gt=0, le=100, description="Learning rate; by default each method's own, chosen by measurement."

@@ -33,7 +33,9 @@ def path_of(name: str) -> Path:
         path.lstat()
     except (OSError, ValueError) as e:
         if isinstance(e, ValueError) or e.errno == errno.ENAMETOOLONG:
-            raise InputError(f"{shown(name)} cannot be the name of a file: {getattr(e, 'strerror', None) or e}") from None
+            raise InputError(
+                f"{shown(name)} cannot be the name of a file: {getattr(e, 'strerror', None) or e}"
+            ) from None
     return path
 
 
