@@ -40,7 +40,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
     assert json.loads((run / "run.json").read_text())["ended"] == "interrupted"
     assert len(list((run / "checkpoints").iterdir())) == 1
     if number != signal.SIGHUP:  # the words go nowhere then
-        assert re.search(r"interrupted after \d+ of 4000 steps.*the same command goes on", said(in_tmp))
+        assert re.search(r"interrupted after \d+ of 4000 steps.*or the same command, goes on", said(in_tmp))
     assert "Traceback" not in said(in_tmp)
     fw.load(fw.load_base(str(line()[2]), dtype="float32").model, run)
     assert server.run(in_tmp, *line(*LONG)) == 0, said(in_tmp)
