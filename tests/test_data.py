@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,23 @@ def test_a_folder_of_files_keeps_its_own_splits(tmp_path: Path, monkeypatch: pyt
     splits = data.read(str(tmp_path / "set"))
     assert {name: table.rows[0]["text"] for name, table in splits.items()} == {"train": "train", "test": "test"}
     assert splits["test"].places == [f"{tmp_path / 'set'}[test]:1"]
+
+
+def test_a_parquet_file_with_any_byte_damaged_is_read_or_refused(tmp_path: Path) -> None:
+    """In a process of its own: where some descriptions of columns are asked for, Arrow ends the process instead of raising."""
+    table = [{"text": f"film number {i}", "label": "good" if i % 2 else "bad"} for i in range(40)]
+    tiny.write(tmp_path / "good.parquet", table)
+    every_byte = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from featherweight.errors import InputError\n"
+        "from featherweight.formats import read_parquet\n"
+        "good, path = Path('good.parquet').read_bytes(), Path('bad.parquet')\n"
+        "for at in range(len(good)):\n"
+        "    for bit in (1, 4, 64):\n"
+        "        path.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1:])\n"
+        "        try: list(read_parquet(path))\n"
+        "        except InputError: pass\n"
+    )
+    run = subprocess.run([sys.executable, "-c", every_byte], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-500:]
