@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -178,13 +179,12 @@ def table(rows: dict[str, dict[str, Any]], told: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for key, row in rows.items():
-        fault, mine, theirs = FAULTS[key], row["ours"], row["trainer"]
+        fault, mine, theirs = FAULTS[key], row.get("ours"), row["trainer"]
         held = sum(t["held"] for t in theirs)
         kills = row.get("kills")
+        counted = f"{mine['held']} of {mine['tried']}" if mine else "not counted yet"
         also = f"; besides {kills['same']} of {kills['runs']} runs in {kills['kills']} kills" if kills else ""
-        lines.append(
-            f"| {fault.what} | {fault.wanted} | {mine['held']} of {mine['tried']}{also} | {held} of {len(theirs)} |"
-        )
+        lines.append(f"| {fault.what} | {fault.wanted} | {counted}{also} | {held} of {len(theirs)} |")
     lines += [
         "",
         "Ours are counted as tests, each of which may try a fault many times. The rival's tries, one by one:",
@@ -205,19 +205,27 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS), help="a few of them, separated by commas")
     parser.add_argument("--kills", type=Path, default=HOUSE / "benchmarks" / "results" / "kills.json")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--ours-again", action="store_true", help="the rival's tries are those in --out")
     given = parser.parse_args()
     faults = given.faults.split(",")
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # else started in the background, tests could not press Ctrl-C
 
     import faults_rival
     from featherweight import provenance
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:  # side by side: nothing is timed
         counted = pool.submit(ours, faults)
-        theirs = faults_rival.ask(Path(folder, "rival"), faults)
+        if given.ours_again:
+            kept = json.loads(given.out.read_text(encoding="utf-8"))["faults"]
+            theirs = {fault: kept[fault]["trainer"] for fault in faults}
+        else:
+            asked = faults_rival.ask(Path(folder, "rival"), faults)
+            theirs = {fault: [asdict(t) for t in asked[fault]] for fault in faults}
         mine = counted.result()
     rows: dict[str, dict[str, Any]] = {
-        fault: {"ours": dict(mine[fault]), "tests": FAULTS[fault].tests, "trainer": [asdict(t) for t in theirs[fault]]}
-        for fault in faults
+        fault: {"ours": dict(mine[fault]), "tests": FAULTS[fault].tests, "trainer": theirs[fault]} for fault in faults
     }
     if "kill" in rows and given.kills.is_file():
         rows["kill"]["kills"] = json.loads(given.kills.read_text())
