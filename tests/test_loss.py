@@ -77,7 +77,7 @@ def test_the_loss_at_the_labels_is_the_loss_of_all_logits_and_so_are_its_gradien
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(gradients(base, loss), gradients(base, expected), strict=True):
         assert theirs.norm() > 0
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
@@ -91,7 +91,7 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_all_of_them(
     expected, loss = full_loss(base.model, batch), labelled_loss(base.model, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(gradients(base, loss), gradients(base, expected), strict=True):
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
 
 
 def test_no_logits_are_kept() -> None:
@@ -119,7 +119,7 @@ def test_a_head_that_is_trained_gets_its_gradient() -> None:
     batch = batch_of(base)
     expected, loss = full_loss(base.model, batch), labelled_loss(base.model, batch)
     for ours, theirs in zip(gradients(base, loss), gradients(base, expected), strict=True):
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
 
 
 def test_gemmas_cap_on_logits_is_kept() -> None:

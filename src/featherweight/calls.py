@@ -7,7 +7,7 @@ in some layers `layer_past`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,15 +20,15 @@ def argument_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(type(module).forward).parameters)[1:]
 
 
-def cache_name(names: Sequence[str]) -> str | None:
+def cache_name(names: Collection[str]) -> str | None:
     """What a cache is called among these arguments; None where there is none."""
     return next((name for name in CACHE_NAMES if name in names), None)
 
 
-def named_arguments(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(names: Collection[str], args: Collection[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A call's arguments by name; a cache by the name that `names` have for it, not by an older one."""
     kw = dict(zip(names, args, strict=False)) | dict(kwargs)
-    own, given = cache_name(names), cache_name(tuple(kw))
+    own, given = cache_name(names), cache_name(kw)
     if own and given and own not in kw:
         kw[own] = kw.pop(given)
     return kw

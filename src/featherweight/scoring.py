@@ -21,7 +21,7 @@ from torch import Tensor
 from .adapter import attached
 from .attention import rows_apart
 from .base import Base
-from .calls import argument_names, cache_name
+from .calls import cache_name
 from .engine.batches import keeps_apart, pack_prompts, readable
 from .engine.lean import lean
 from .engine.loss import class_logits, logits_at
@@ -178,8 +178,8 @@ def label_scores(base: Base, rows: Sequence[Example], labels: Sequence[list[int]
         start = logits_at(base.model, inputs, ends).log_softmax(-1)
         return start[:, [ids[0] for ids in labels]]
     out = base.model(**inputs, use_cache=True, logits_to_keep=1)
-    cache = cache_name(argument_names(base.model))
-    assert cache is not None  # or it would not write
+    cache = cache_name(out)
+    assert cache is not None  # it was asked for
     start = out.logits[:, -1].float().log_softmax(-1)
     for column, ids in enumerate(labels):
         scores[:, column] = start[:, ids[0]]
