@@ -35,7 +35,7 @@ from featherweight import tokens
 from featherweight.engine.batches import schedule
 from featherweight.engine.train import Settings, rate_at
 from featherweight.provenance import machine, versions
-from featherweight.scoring import wilson
+from featherweight.stats import wilson
 from featherweight.tokens import IGNORE, Example
 
 # peft's classes with the sizes that featherweight's defaults have; everything else is peft's own default.

@@ -15,7 +15,7 @@ import tiny
 from featherweight import Base, InputError, Task, load_task
 from featherweight.adapter import trainable
 from featherweight.attention import rows_apart
-from featherweight.scoring import Score, evaluate, first_token_scores, label_scores, majority, wilson
+from featherweight.scoring import Score, evaluate, first_token_scores, label_scores, majority
 from featherweight.tokens import Example, writer_for
 
 LABEL_SETS = {
@@ -167,20 +167,6 @@ def test_texts_longer_than_learned_positions_are_trained_and_scored(tmp_path: Pa
     if method := ADAPTERS[adapter]:
         assert fw.train(base, task, method, steps=2, batch_size=2).stopped is None
     assert fw.evaluate(base, task).n == 6
-
-
-def test_the_interval_is_wilsons() -> None:
-    # Newcombe 1998, table I (method 3): 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    for correct, n, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
-    low, high = wilson(20, 20)
-    assert high == pytest.approx(1)
-    assert low == pytest.approx(1 - 0.1611, abs=5e-5)
 
 
 def score_of(predictions: str, answers: str) -> Score:

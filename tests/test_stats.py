@@ -25,10 +25,18 @@ def _quantile(p: float) -> float:
     return NormalDist().inv_cdf(p)
 
 
-def test_wilsons_interval_is_that_of_his_formula() -> None:
-    low, high = wilson(81, 100)
-    assert (round(low, 4), round(high, 4)) == (0.7222, 0.8749)
-    assert wilson(0, 10)[0] == pytest.approx(0, abs=1e-12)
+def test_the_interval_is_wilsons() -> None:
+    # Newcombe 1998, table I (method 3): 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    for correct, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+    low, high = wilson(20, 20)
+    assert high == pytest.approx(1)
+    assert low == pytest.approx(1 - 0.1611, abs=5e-5)
 
 
 @pytest.mark.parametrize(("seeds", "luck"), [(1, 0.0), (3, 0.0), (3, 0.3), (5, 0.3)])

@@ -8,7 +8,6 @@ classifier has a head that scores the labels itself.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from .engine.lean import lean
 from .engine.loss import class_logits, logits_at
 from .engine.memory import free, out_of_memory, within
 from .errors import InputError
+from .stats import wilson
 from .task import Task
 from .tokens import Example, Writer
 
@@ -66,14 +66,6 @@ class Score:
             hits = sum(p == a == label for p, a in zip(self.predictions, self.answers, strict=True))
             scores.append(2 * hits / (self.predictions.count(label) + self.answers.count(label)))
         return sum(scores) / len(scores)
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): holds near 0 and 1 and for small n, where ±1.96·σ does not."""
-    z = 1.959964
-    p, zz = correct / n, z * z / n
-    middle, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
-    return middle - half, middle + half
 
 
 def evaluate(

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, t
 
 ALPHA = 0.05
 """What is called an interval holds the truth in all but so many cases."""
@@ -77,6 +76,8 @@ def difference(a: Right, b: Right) -> Difference:
     d = a.astype(float) - b.astype(float)
     mean = float(d.mean())
     if len(d) == 1:
+        from scipy.stats import binomtest  # here, because its import takes as long as a short evaluation
+
         better, worse = int((d > 0).sum()), int((d < 0).sum())
         half = NormalDist().inv_cdf(1 - ALPHA / 2) * float(d.std()) / math.sqrt(d.size)
         p = binomtest(better, better + worse).pvalue if better + worse else 1.0
@@ -100,6 +101,8 @@ def told_apart(rights: Sequence[Right]) -> list[bool]:
 
 def _half_width(x: Right, alpha: float) -> float:
     """Half the width of the mean's 1 − alpha interval, of a (seeds, rows) table with more than one of both."""
+    from scipy.stats import t
+
     seeds, n = x.shape
     x = x.astype(float)
     by_row, by_seed, mean = x.mean(0), x.mean(1), x.mean()
