@@ -160,7 +160,26 @@ def test_interrupted_and_asked_again_it_ends_as_if_it_had_not_been(
             Path(folder, name, "adapter_model.safetensors").read_bytes() for folder in ("runs/compare-001", "whole")
         ]
         assert weights[0] == weights[1]
-    assert not Path("runs/compare-001/ia3/checkpoints").exists()
+    assert not list(Path("runs/compare-001/ia3").glob("checkpoints*"))
+
+
+def test_a_run_that_was_interrupted_under_other_settings_is_not_in_the_way(
+    fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = comparing.fit_with_bar
+
+    def fit(base: Any, examples: Any, settings: Any, title: str, *, checkpoints: Any) -> Any:
+        from featherweight.engine.train import fit
+
+        stop = lambda r: r.steps == 2 and signal.raise_signal(signal.SIGINT)  # noqa: E731
+        return fit(base, examples, settings, on_step=stop, checkpoints=checkpoints)
+
+    monkeypatch.setattr(comparing, "fit_with_bar", fit)
+    assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 130
+    monkeypatch.setattr(comparing, "fit_with_bar", first)
+    done = fw_cli(*line("--methods", "lora", "--lr", 0.5, "--out", "table"))
+    assert done.code == 0, done.err
+    assert "going on from" not in done.err
 
 
 def test_fresh_begins_a_new_comparison(fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:

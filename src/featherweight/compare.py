@@ -149,7 +149,9 @@ def compare(asked: Comparison, folder: Path) -> tuple[list[Line], list[str], int
                 lines.append(known.pop(key))
                 continue
             check = partial(check_base, base, identity)
-            checkpoints = Checkpoints(folder / run.place / CHECKPOINTS, identity, check=check, tell=note)
+            # By identity: one that was interrupted under other settings may lie beside it, and is not this run's.
+            where = folder / run.place / f"{CHECKPOINTS}-{key}"
+            checkpoints = Checkpoints(where, identity, check=check, tell=note)
             result = fit_with_bar(base, examples, run.settings, title, checkpoints=checkpoints)
             save(base.model, folder / run.place)
             if result.signal is not None:
@@ -159,7 +161,7 @@ def compare(asked: Comparison, folder: Path) -> tuple[list[Line], list[str], int
                 notes.append(f"{title} was left out: {ADVICE}")
                 continue
             lines.append(_line(asked, run, result, key))
-            shutil.rmtree(checkpoints.folder, ignore_errors=True)
+            shutil.rmtree(where, ignore_errors=True)
         except KeyboardInterrupt:
             ended = ended or signal.SIGINT
             notes.append(f"interrupted during {title}; the rows above are complete; the same command goes on")
