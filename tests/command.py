@@ -14,6 +14,9 @@ class Result(NamedTuple):
 
 Cli = Callable[..., Result]
 
+BARE = ("--no-isolate", "--references", "none", "--general-text", "none")
+"""For `compare`: the methods alone, in this process."""
+
 
 def complaint(result: Result) -> str:
     """The one line of an error; nothing else was printed."""

@@ -308,6 +308,7 @@ def _verb(rng: random.Random, model: Path) -> list[str]:
     """Mostly the verb that reaches the model soonest."""
     verb = rng.choice(["evaluate"] * 8 + ["train", "compare"])
     extra = ["--out", "out/run"] if verb != "evaluate" else ["--split", "all"]
+    extra += ["--no-isolate"] if verb == "compare" else []
     return [verb, "--model", str(model), *extra]
 
 

@@ -149,12 +149,16 @@ def make_flags(rng: random.Random, folder: Path, good: Any) -> Case:
         args |= {"--out": "out/run"}
     if verb == "merge":
         args |= {"--adapter": str(good.adapters["lora"])}
-    more: list[str] = []
+    more: list[str] = ["--no-isolate"] if verb == "compare" else []
     if verb == "methods" or (verb in ("train", "compare", "plan") and rng.random() < 0.5):
         setting = rng.choice(SETTINGS)
-        more = ["--set", f"lora.{setting}" if verb != "train" and "." not in setting else setting]
+        more += ["--set", f"lora.{setting}" if verb != "train" and "." not in setting else setting]
     else:
-        names = [n for n in VERBS[verb].model_fields if n not in ("options", "model", "calibrate", "resume", "out")]
+        names = [
+            n
+            for n in VERBS[verb].model_fields
+            if n not in ("options", "model", "calibrate", "resume", "out", "isolate")
+        ]
         for name in rng.sample(names, rng.choice([1, 1, 2])):
             flag = "--" + name.replace("_", "-")
             args[flag] = rng.choice(WORDS_FOR_ANYTHING)

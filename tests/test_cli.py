@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import featherweight as fw
 import tiny
-from command import Cli, complaint
+from command import BARE, Cli, complaint
 from featherweight import run, training
 from featherweight.config import CompareConfig, TrainConfig, merge, to_toml
 from featherweight.methods import METHODS
@@ -590,7 +590,7 @@ def test_without_out_every_run_gets_a_folder_of_its_own(fw_cli: Cli, reviews: Pa
 
 def test_compare_takes_adalora_and_saves_its_ranks(fw_cli: Cli, reviews: Path, llama: Path) -> None:
     result = fw_cli(
-        "compare", "--model", llama, "--data", reviews, "--methods", "adalora", "--steps", 10, "--dtype", "float32",
+        "compare", *BARE, "--model", llama, "--data", reviews, "--methods", "adalora", "--steps", 10, "--dtype", "float32",
         "--set", "adalora.target_r=3", "--out", "table",
     )  # fmt: skip
     assert result.code == 0, result.err
@@ -611,17 +611,22 @@ def test_steps_that_leave_no_time_to_allocate_ranks_are_refused(fw_cli: Cli, rev
 
 def test_compare_prints_and_saves_the_table(fw_cli: Cli, reviews: Path, llama: Path) -> None:
     result = fw_cli(
-        "compare", "--model", llama, "--data", reviews, "--methods", "lora,ia3", "--steps", 3, "--dtype", "float32",
+        "compare", *BARE, "--model", llama, "--data", reviews, "--methods", "lora,ia3", "--steps", 3, "--dtype", "float32",
         "--out", "table",
     )  # fmt: skip
     assert result.code == 0, result.err
     table = Path("table/table.md").read_text()
     assert table in result.out
-    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    first, more = ([r for r in part.splitlines() if r.startswith("|")] for part in table.split("\n\n- "))
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in first]
     assert rows[0] == COLUMNS
     assert [r[0] for r in rows[2:]] == ["LoRA", "(IA)³"]
     with Path("table/table.csv").open(newline="") as f:
-        assert list(csv.reader(f)) == [rows[0], *rows[2:]]
+        written = list(csv.reader(f))
+    assert [row[: len(COLUMNS)] for row in written] == [rows[0], *rows[2:]]
+    assert [row[len(COLUMNS) :] for row in written] == [
+        [c.strip() for c in line.strip("|").split("|")][1:] for line in (more[0], *more[2:])
+    ]
     lines = [json.loads(line) for line in Path("table/rows.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["lora", "ia3"]
     for cells, line in zip(rows[2:], lines, strict=True):
@@ -638,8 +643,6 @@ def test_compare_prints_and_saves_the_table(fw_cli: Cli, reviews: Path, llama: P
         assert len(line["predictions"]) == 6
     assert lines[0]["lr"] == fw.LoRA.learning_rate
     assert lines[1]["lr"] == fw.IA3.learning_rate
-    assert "untouched model: " in table
-    assert "majority class (bad): 33.3 %" in table
     for name in ("lora", "ia3"):
         fw.load(fw.load_base(str(llama), dtype="float32").model, Path("table") / name)
 
@@ -715,7 +718,7 @@ def test_ctrl_c_while_training_leaves_a_loadable_adapter(reviews: Path, llama: P
 
 def test_ctrl_c_in_a_comparison_keeps_the_finished_rows(reviews: Path, llama: Path) -> None:
     code, err = interrupted(
-        "compare", "--model", llama, "--data", reviews, "--methods", "ia3,lora,p_tuning", "--steps", 400,
+        "compare", *BARE, "--model", llama, "--data", reviews, "--methods", "ia3,lora,p_tuning", "--steps", 400,
         "--dtype", "float32", "--out", "table", when="LoRA: train: 100/400",
     )  # fmt: skip
     assert code == 130, err
@@ -872,23 +875,10 @@ def test_methods_gives_typical_sizes_without_a_model(fw_cli: Cli) -> None:
 
 def test_a_comparison_says_which_classes_are_never_answered(fw_cli: Cli, reviews: Path, llama: Path) -> None:
     fw_cli(
-        "compare",
-        "--model",
-        llama,
-        "--data",
-        reviews,
-        "--methods",
-        "ia3",
-        "--steps",
-        1,
-        "--dtype",
-        "float32",
-        "--out",
-        "t",
-    )
+        "compare", *BARE, "--model", llama, "--data", reviews, "--methods", "ia3", "--steps", 1, "--dtype", "float32", "--out", "t",
+    )  # fmt: skip
     [row] = [json.loads(line) for line in Path("t/rows.jsonl").read_text().splitlines()]
     never = set(tiny.LABELS) - set(row["predictions"])
     table = Path("t/table.md").read_text()
     assert all(f"no method answers {label!r}" in table for label in never)
-    assert "macro-F1: (IA)³" in table
     assert "the whole command took" in table

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import featherweight as fw
-from command import Cli, complaint
-from featherweight import compare as comparing
+from command import BARE, Cli, complaint
+from featherweight import bench
 from featherweight.contenders import contenders
-from featherweight.results import Line, read, verdict
+from featherweight.results import read
 
 SHORT = ("--steps", 3, "--dtype", "float32")
 RESULT = ("losses", "predictions", "right", "name", "seed", "lr", "trainable_params", "identity")
@@ -21,7 +21,7 @@ RESULT = ("losses", "predictions", "right", "name", "seed", "lr", "trainable_par
 
 @pytest.fixture
 def line(llama: Path, reviews: Path) -> Any:
-    return lambda *more: ("compare", "--model", llama, "--data", reviews, *SHORT, *more)
+    return lambda *more: ("compare", *BARE, "--model", llama, "--data", reviews, *SHORT, *more)
 
 
 def results(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
@@ -29,17 +29,22 @@ def results(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
     return {(r.name, r.seed): {k: getattr(r, k) for k in RESULT} for r in read(Path(folder))}
 
 
+def first_table(folder: str) -> list[str]:
+    """The lines of the table with the reference's columns."""
+    return (Path(folder) / "table.md").read_text().partition("\n\n")[0].splitlines()
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of the runs that are really trained."""
     seen: list[str] = []
-    first = comparing.fit_with_bar
+    first = bench.fit_with_bar
 
     def fit(base: Any, examples: Any, settings: Any, title: str, **more: Any) -> Any:
         seen.append(title)
         return first(base, examples, settings, title, **more)
 
-    monkeypatch.setattr(comparing, "fit_with_bar", fit)
+    monkeypatch.setattr(bench, "fit_with_bar", fit)
     return seen
 
 
@@ -79,7 +84,7 @@ def test_every_seed_is_a_run_and_every_method_a_row(fw_cli: Cli, line: Any, trai
     done = fw_cli(*line("--methods", "lora,lora:r=2", "--seeds", 2, "--out", "table"))
     assert done.code == 0, done.err
     assert trained == ["LoRA, seed 0", "LoRA (r=2), seed 0", "LoRA, seed 1", "LoRA (r=2), seed 1"]
-    rows = [row for row in Path("table/table.md").read_text().splitlines() if row.startswith("| LoRA")]
+    rows = [row for row in first_table("table") if row.startswith("| LoRA")]
     assert len(rows) == 2
     assert all("n = 6, 2 seeds" in row for row in rows)
     assert "best: " in done.out
@@ -126,7 +131,7 @@ def test_a_changed_setting_is_another_run_and_the_old_one_is_kept(fw_cli: Cli, l
     assert fw_cli(*line("--methods", "lora", "--lr", 0.5, "--out", "table")).code == 0
     assert len(trained) == 2
     assert sorted(run.lr for run in read(Path("table"))) == [fw.LoRA.learning_rate, 0.5]
-    assert Path("table/table.md").read_text().count("| LoRA |") == 1
+    assert "\n".join(first_table("table")).count("| LoRA |") == 1
 
 
 def test_interrupted_and_asked_again_it_ends_as_if_it_had_not_been(
@@ -135,18 +140,18 @@ def test_interrupted_and_asked_again_it_ends_as_if_it_had_not_been(
     """In the middle of the second run: it goes on from its checkpoint, and the first is not repeated."""
     more = ("--methods", "lora,ia3,prompt_tuning", "--steps", 30, "--set", "lora.lora_dropout=0.1")
     assert fw_cli(*line(*more, "--out", "whole")).code == 0
-    first, calls = comparing.fit_with_bar, []
+    first, calls = bench.fit_with_bar, []
 
-    def fit(base: Any, examples: Any, settings: Any, title: str, *, checkpoints: Any) -> Any:
+    def fit(base: Any, examples: Any, settings: Any, title: str, *, checkpoints: Any, **more: Any) -> Any:
         from featherweight.engine.train import fit
 
         calls.append(title)
         if len(calls) != 2:
-            return first(base, examples, settings, title, checkpoints=checkpoints)
+            return first(base, examples, settings, title, checkpoints=checkpoints, **more)
         stop = lambda r: r.steps == 12 and signal.raise_signal(signal.SIGINT)  # noqa: E731
         return fit(base, examples, settings, on_step=stop, checkpoints=checkpoints)
 
-    monkeypatch.setattr(comparing, "fit_with_bar", fit)
+    monkeypatch.setattr(bench, "fit_with_bar", fit)
     assert fw_cli(*line(*more)).code == 130
     assert "interrupted during (IA)³" in Path("runs/compare-001/table.md").read_text()
     calls[:] = ["", "", ""]
@@ -166,27 +171,27 @@ def test_interrupted_and_asked_again_it_ends_as_if_it_had_not_been(
 def test_a_run_that_was_interrupted_under_other_settings_is_not_in_the_way(
     fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = comparing.fit_with_bar
+    first = bench.fit_with_bar
 
-    def fit(base: Any, examples: Any, settings: Any, title: str, *, checkpoints: Any) -> Any:
+    def fit(base: Any, examples: Any, settings: Any, title: str, *, checkpoints: Any, **_: Any) -> Any:
         from featherweight.engine.train import fit
 
         stop = lambda r: r.steps == 2 and signal.raise_signal(signal.SIGINT)  # noqa: E731
         return fit(base, examples, settings, on_step=stop, checkpoints=checkpoints)
 
-    monkeypatch.setattr(comparing, "fit_with_bar", fit)
+    monkeypatch.setattr(bench, "fit_with_bar", fit)
     assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 130
-    monkeypatch.setattr(comparing, "fit_with_bar", first)
+    monkeypatch.setattr(bench, "fit_with_bar", first)
     done = fw_cli(*line("--methods", "lora", "--lr", 0.5, "--out", "table"))
     assert done.code == 0, done.err
     assert "going on from" not in done.err
 
 
 def test_fresh_begins_a_new_comparison(fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = comparing.fit_with_bar
-    monkeypatch.setattr(comparing, "fit_with_bar", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    first = bench.fit_with_bar
+    monkeypatch.setattr(bench, "fit_with_bar", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert fw_cli(*line("--methods", "lora")).code == 130
-    monkeypatch.setattr(comparing, "fit_with_bar", first)
+    monkeypatch.setattr(bench, "fit_with_bar", first)
     assert fw_cli(*line("--methods", "lora", "--fresh")).code == 0
     assert sorted(p.name for p in Path("runs").iterdir()) == ["compare-001", "compare-002"]
     assert "is in use" in complaint(fw_cli(*line("--methods", "lora", "--fresh", "--out", "runs/compare-002")))
@@ -198,29 +203,3 @@ def test_a_line_that_is_damaged_is_run_again(fw_cli: Cli, line: Any, trained: li
     rows.write_text(rows.read_text()[:100] + "\n")
     assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 0
     assert len(trained) == 2
-
-
-# --- in words ------------------------------------------------------------------------------------------------------------------
-
-
-def a_line(name: str, right: list[bool], seed: int = 0) -> Line:
-    return Line(
-        name=name, method=name, batch_size=1, total_params=10, trainable_params=1, peak_bytes=0, train_steps=1,
-        train_seconds=1, train_examples=1, eval_batches=1, eval_seconds=1, eval_examples=len(right), correct=sum(right),
-        accuracy=sum(right) / len(right), interval=(0, 1), macro_f1=0, metric="labels", lr=1, right=right, seed=seed,
-    )  # fmt: skip
-
-
-def test_the_verdict_names_the_best_those_like_it_and_those_that_are_worse() -> None:
-    good = [i % 10 != 0 for i in range(600)]
-    nearly = [right and i != 1 for i, right in enumerate(good)]
-    bad = [right and i % 3 != 0 for i, right in enumerate(good)]
-    words = verdict([a_line("a", nearly), a_line("b", good), a_line("c", bad)])
-    assert words[0] == "best: b; not to be told apart from it (one seed, the same rows): a"
-    assert words[1].startswith("worse than b: c (-30.0 points [-33.7, -26.3])")
-
-
-def test_methods_with_other_seeds_are_not_compared() -> None:
-    right = [True, False, True]
-    assert verdict([a_line("a", right), a_line("a", right, 1), a_line("b", right)]) == []
-    assert verdict([]) == []

@@ -88,7 +88,7 @@ def test_without_a_network_the_command_line_ends_with_code_2(
         cli.main()
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("featherweight: error: could not fetch the movie reviews (2 MB)")
+    assert last.startswith("featherweight: error: could not fetch the movie reviews (2 MB, with tweets and editorials)")
     assert not Path("runs").exists()
 
 

@@ -105,7 +105,8 @@ def test_the_default_rate_on_an_encoder_cannot_be_told_from_the_best_of_the_stor
 
 
 def test_the_readme_shows_the_table_that_was_stored():
-    assert (ROOT / "benchmarks/results/default/table.md").read_text() in (ROOT / "README.md").read_text()
+    first, notes, *_ = (ROOT / "benchmarks/results/default/table.md").read_text().split("\n\n")
+    assert f"{first}\n\n{notes}\n" in (ROOT / "README.md").read_text()
 
 
 def test_what_a_gguf_base_needs_comes_with_the_package():

@@ -76,7 +76,7 @@ def test_local_files_are_worked_on_without_a_connection_or_a_pickle(
         lines += [
             ("generate", "--adapter", "mine", "--prompt", "say film", "--max-new-tokens", 2),
             ("merge", "--adapter", "mine", "--out", "merged"),
-            ("compare", *model, *of, "--methods", "lora,ia3", "--steps", 2, "--test-rows", 6),
+            ("compare", *model, *of, "--methods", "lora,ia3", "--steps", 2, "--test-rows", 6, "--no-isolate"),
             ("plan", *model, *of, "--memory", "4GB"),
             ("methods", *model),
         ]

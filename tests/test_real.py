@@ -58,8 +58,10 @@ def test_model_and_data_arrive_in_an_empty_cache(tmp_path, base, monkeypatch):
     fetched = fw.load_base()
     assert fingerprint(fetched.model) == fingerprint(base.model)
     assert sorted(p.name for p in (tmp_path / "featherweight").iterdir()) == [
+        "editorials.csv",
         "movie-reviews.csv",
         "smollm2-135m-instruct",
+        "tweets.csv",
     ]
 
 
@@ -77,14 +79,16 @@ def test_every_label_is_one_token_so_that_one_pass_answers_a_row(base, task):
 def test_compare_trains_all_five_methods_and_prints_the_table(tmp_path):
     featherweight = Path(sys.executable).with_name("featherweight")
     done = run(featherweight, "compare", "--steps", "24", "--test-rows", "90", "--out", "run", cwd=tmp_path)
-    header, _, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    first, _, rest = done.stdout.partition("\n\n- ")
+    header, _, *rows = [line for line in first.splitlines() if line.startswith("|")]
     assert header == "| " + " | ".join(COLUMNS) + " |"
     assert [r.split(" | ")[0] for r in rows] == [
-        "| LoRA", "| Prompt Tuning", "| P-Tuning", "| Prefix-Tuning", "| (IA)³"
+        "| LoRA", "| Prompt Tuning", "| P-Tuning", "| Prefix-Tuning", "| (IA)³", "| Untouched model", "| Majority class (negative)",
     ]  # fmt: skip
     with (tmp_path / "run/table.csv").open() as f:
-        assert next(csv.reader(f)) == list(COLUMNS)
-    lines = [json.loads(line) for line in (tmp_path / "run/rows.jsonl").read_text().splitlines()]
+        assert next(csv.reader(f))[: len(COLUMNS)] == list(COLUMNS)
+    every = [json.loads(line) for line in (tmp_path / "run/rows.jsonl").read_text().splitlines()]
+    lines = [line for line in every if line["kind"] == "method"]
     trained = {"lora": 460_800, "prompt_tuning": 11_520, "p_tuning": 176_192, "prefix_tuning": 230_400, "ia3": 57_600}
     assert {r["name"]: r["trainable_params"] for r in lines} == trained
     for r in lines:
@@ -93,8 +97,12 @@ def test_compare_trains_all_five_methods_and_prints_the_table(tmp_path):
         assert sum(r["losses"][-6:]) < sum(r["losses"][:6])  # it learns
         assert 200 * 2**20 < r["peak_bytes"] < 16 * 2**30
         assert (tmp_path / "run" / r["name"] / "adapter_model.safetensors").is_file()
-    assert "untouched model" in done.stdout
-    assert "majority class" in done.stdout
+        low, high = r["predicted_interval"]
+        assert low <= r["peak_bytes"] <= high  # the plan had said so
+        assert 3 < r["general_loss"] < 8
+    assert {line["name"] for line in every} == {*trained, "untouched", "majority"}
+    assert rest.count("advice: ") == 3
+    assert (tmp_path / "run/report.html").is_file()
 
 
 def test_the_model_answers_in_chat_with_and_without_an_adapter(base):

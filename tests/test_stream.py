@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 import featherweight as fw
 import models
-from command import Cli, complaint
+from command import BARE, Cli, complaint
 from featherweight.adapter import trainable
 from featherweight.engine.train import Settings, fit
 from featherweight.pages import _is_clean, _mapped_files, drop, move_to_files, whole_pages
@@ -299,7 +299,7 @@ def test_merging_knows_no_such_flag(fw_cli: Cli) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "compare"])
 def test_the_command_line_trains_the_same_from_disk(verb: str, fw_cli: Cli, reviews: Path, llama: Path) -> None:
-    some = ("--method", "lora") if verb == "train" else ("--methods", "lora,prompt_tuning")
+    some = ("--method", "lora") if verb == "train" else ("--methods", "lora,prompt_tuning", *BARE)
     args = (verb, "--model", llama, "--data", reviews, "--steps", 3, "--device", "cpu", "--dtype", "float32", *some)
     assert fw_cli(*args, "--out", "plain").code == 0
     assert fw_cli(*args, "--out", "streamed", "--stream-base", "disk").code == 0

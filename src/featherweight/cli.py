@@ -69,7 +69,9 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
         kind = str
     else:
         words = ""
-    default = "" if field.default in (None, PydanticUndefined, False) else f" [default: {field.default}]"
+    default = (
+        "" if field.default is False or field.default in (None, PydanticUndefined) else f" [default: {field.default}]"
+    )
     flag = "--" + name.replace("_", "-")
     if kind is bool and field.default is not False:  # what is not off by itself can be switched off
         flag += "/--no-" + name.replace("_", "-")
@@ -182,12 +184,31 @@ def generate(config: GenerateConfig) -> None:
 def merge_(config: MergeConfig) -> None:
     """Fold an adapter into its base and save a plain model: a folder that transformers loads, tokenizer included.
 
-    For LoRA and (IA)³; prompts and prefixes are no weights and stay adapters. The base must be unquantised.
+    For LoRA, AdaLoRA and (IA)³; prompts and prefixes are no weights and stay adapters. The base must be unquantised.
     Example: `featherweight merge --adapter my-adapter --out my-model`
     """
     from .run import run_merge
 
     raise typer.Exit(run_merge(config))
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[str], typer.Argument(help="Folders of comparisons, as `compare` leaves them.", show_default=False)
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the report; by default a new one under runs/.", show_default=False)
+    ] = None,
+) -> None:
+    """Put several comparisons into one table and one page: other days, other machines, other data.
+
+    Times and memory of different machines are kept apart, and so are answers to different rows.
+    Example: `featherweight report runs/compare-001 runs/compare-002 --out all`
+    """
+    from .reporting import run_report
+
+    raise typer.Exit(run_report(folders, out))
 
 
 @app.command()

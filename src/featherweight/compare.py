@@ -1,224 +1,244 @@
-"""`compare`: train and evaluate every method the same way, with every seed.
+"""`compare`: train and evaluate every contender the same way, with every seed.
 
-Nothing here trains or measures by itself: a run is `attach` + `fit` + `evaluate` + `detach` on one base in memory.
-What is on disk is rewritten after every run, and a run that is there already is not repeated: a comparison that was
-interrupted goes on where it stopped, and one with a method or a seed more adds only those.
+Nothing here trains or measures: `bench` makes a run, by itself or in a process of its own (`worker`). Here is decided which runs there
+are, with which rate and budget, in which order, and which are on disk already. What is on disk is rewritten after every run, and a run
+that is there is not repeated: a comparison that was interrupted goes on where it stopped, and one with a method or a seed more
+adds only those.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import shutil
-import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import provenance, report
-from .adapter import count, detach
-from .adapter_folder import save
-from .api import begin
-from .base import Base
-from .checkpoints import Checkpoints, finite
+from . import report
+from .advice import advice, spell_seconds, verdict
+from .base import load_config, pick_device
+from .bench import Bench, Outcome, Run
+from .budget import foreseen, largest_batch, steps_for_tokens
+from .config import CompareConfig
 from .contenders import Contender
-from .engine.train import Report, Settings, fit
-from .identity import check_base, data_print, identity_of
-from .progress import bar, mebibytes, note
-from .results import Line, entries, read, verdict
-from .run_folder import CHECKPOINTS
-from .scoring import Score, evaluate, majority
+from .engine.memory import free, left_bytes
+from .engine.stopping import stoppable
+from .errors import InputError
+from .plan.cards import read_bytes
+from .prepare import describe
+from .progress import board, note
+from .results import Line, entries, read, write_tested
 from .task import Task
-from .tokens import Example, Writer
-
-ADVICE = (
-    "memory ran out with one row at a time; try --checkpoint-activations layer, --quantize nf4 or a shorter --max-length, "
-    "and see `featherweight plan` for what fits"
-)
+from .tuning import search
+from .worker import job_of, together
 
 
-def fit_with_bar(
-    base: Base,
-    examples: Sequence[Example],
-    settings: Settings,
-    title: str,
-    *,
-    checkpoints: Checkpoints | None = None,
-    validation: Sequence[Example] = (),
-) -> Report:
-    """Train the live adapter with a progress bar: loss, speed, memory, time left."""
-    micro = settings.micro_batch or settings.batch_size
-    with bar(f"{title}: train", settings.steps) as progress:
-
-        def on_step(r: Report) -> None:
-            nonlocal micro
-            if r.micro_batch < micro:
-                micro = r.micro_batch
-                note(f"{title}: memory ran out; from here on {micro} rows are read at a time, with the same result")
-            recent = [loss for loss in r.losses[-10:] if math.isfinite(loss)]
-            progress.update(
-                r.steps,
-                f"loss {sum(recent) / max(1, len(recent)):.3f} · {r.steps_per_second:.2f} it/s · {mebibytes(r.peak_bytes)}",
-            )
-
-        return fit(base, examples, settings, on_step=on_step, checkpoints=checkpoints, validation=validation)
-
-
-def evaluate_with_bar(base: Base, task: Task, writer: Writer, metric: str, title: str, batch_size: int = 32) -> Score:
-    """Evaluate with a progress bar: accuracy so far, time left."""
-    with bar(f"{title}: evaluate", len(task.test)) as progress:
-        score = evaluate(
-            base, task, writer, metric=metric, batch_size=batch_size,
-            on_batch=lambda done, right: progress.update(done, f"accuracy {right / done:.1%}"),
-        )  # fmt: skip
-    if score.cut:
-        note(f"{score.cut:,} of {score.n:,} test rows were longer than {writer.max_length} tokens and were cut")
-    return score
-
-
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """What is compared on what, and how: all runs share the base, the rows, and the settings but for rate and seed."""
+    """A comparison under way: its runs, what has come of them, and its folder."""
 
-    base: Base
+    config: CompareConfig
+    folder: Path
     task: Task
-    writer: Writer
-    contenders: Sequence[Contender]
-    settings: Settings
-    seeds: int = 1
-    """So many runs of each contender, with `settings.seed` and those after it; the split of the rows stays the same."""
-    lr: float | None = None
-    """None: every method's own measured default."""
-    metric: str = "auto"
-    told: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that decide what is learned, for the runs' identity."""
+    runs: list[Run] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """The runs' identities."""
+    known: dict[str, Line] = field(default_factory=dict)
+    """Every line on disk, by identity."""
+    notes: list[str] = field(default_factory=list)
+    signal: int | None = None
+    """The one that ended it."""
 
-    def runs(self) -> list[Run]:
-        """All of them, seed by seed, so that a comparison that ends early has something of every method."""
-        return [
-            self._run(contender, self.settings.seed + i) for i in range(self.seeds) for contender in self.contenders
-        ]
+    @property
+    def lines(self) -> list[Line]:
+        """Those of this comparison, in its order; a folder may hold others besides."""
+        return [self.known[key] for key in self.keys if key in self.known]
 
-    def _run(self, contender: Contender, seed: int) -> Run:
-        method = contender.method
-        lr = self.lr if self.lr is not None else method.rate(self.base.classifies)
-        place = contender.folder if self.seeds == 1 else f"{contender.folder}/seed-{seed}"
-        return Run(contender, replace(self.settings, lr=lr, seed=seed), place)
+    @property
+    def todo(self) -> list[int]:
+        """The numbers of the runs that are not done."""
+        return [i for i, key in enumerate(self.keys) if key not in self.known]
 
-    def identity(self, run: Run) -> dict[str, Any]:
-        """All that decides a run's result; the adapter is attached."""
-        own = {"method": run.contender.name, "options": asdict(run.contender.method), "lr": run.settings.lr}
-        tested = {"tested": data_print(self.task.test), "metric": self.metric}
-        return identity_of(self.base, self.task, {**self.told, **own, **tested, "seed": run.settings.seed})
+    def took(self, number: int, outcome: Outcome) -> bool:
+        """Write down what came of a run; whether to go on."""
+        run = self.runs[number]
+        self.notes += outcome.notes
+        if outcome.line is not None:
+            self.known[self.keys[number]] = outcome.line
+        if outcome.signal is not None:
+            self.signal = self.signal or outcome.signal
+            self.notes.append(f"interrupted during {run.titled}; the rows above are complete; the same command goes on")
+        self.save()
+        return outcome.signal is None
+
+    def save(self) -> None:
+        """Everything that is there so far."""
+        keys = set(self.keys)
+        others = [line for key, line in self.known.items() if key not in keys]
+        report.save(self.folder, self.lines, self.notes, [*self.lines, *others])
 
 
-@dataclass(frozen=True)
-class Run:
-    """One contender with one seed, and its place in the comparison's folder."""
+def compare(config: CompareConfig, task: Task, who: Sequence[Contender], folder: Path) -> Comparison:
+    """Make all runs that are not on disk yet. Ctrl-C and SIGTERM end it: what is in training is saved, and goes on the next time."""
+    config = config.model_copy(update={"methods": ",".join(c.name for c in who)})
+    bench = Bench.open(config, task)
+    describe(bench.base, bench.task, bench.writer, config.metric)
+    asked = Comparison(config, folder, bench.task, known={line.identity: line for line in read(folder)})
+    try:
+        _decide(asked, bench, who)
+    except KeyboardInterrupt:
+        asked.signal = 2
+        asked.notes.append("interrupted before the first run; the same command goes on")
+        return asked
+    for number in sorted(set(range(len(asked.keys))) - set(asked.todo)):
+        note(f"{asked.runs[number].titled}: done before")
+    for number in asked.todo:
+        if asked.runs[number].name == "majority":  # needs no model
+            asked.took(number, bench.make(asked.runs[number], folder, time.time()))
+    if config.isolate:
+        _release(bench)
+        _apart(asked)
+    else:
+        for number in asked.todo:
+            if not asked.took(number, bench.make(asked.runs[number], folder, time.time())):
+                break
+    asked.notes += [*blind_spots(asked.lines, task), *verdict(asked.lines), *advice(asked.lines)]
+    return asked
 
-    contender: Contender
-    settings: Settings
-    place: str
 
-
-def compare(asked: Comparison, folder: Path) -> tuple[list[Line], list[str], int | None]:
-    """The runs' results; notes: what there is to beat, and what can be said; the signal that ended it, if one did.
-
-    Everything is saved in `folder` at once. Runs that are finished there already are not repeated, and one that was
-    interrupted goes on from its checkpoint. Ctrl-C and SIGTERM end the comparison: the adapter in training is saved as it is, and
-    the rows that are complete stay.
-    """
-    base, task, writer = asked.base, asked.task, asked.writer
-    examples, _ = writer.examples(task.train)
-    known = {line.identity: line for line in read(folder)}
-    lines: list[Line] = []
-    notes, ended = baselines(base, task, writer, asked.metric), None
-    runs = asked.runs()
-    for run in runs:
-        method = run.contender.method
-        begin(base, method, task, writer, seed=run.settings.seed)
-        identity = asked.identity(run)
-        key = _hash(identity)
-        title = run.contender.title + (f", seed {run.settings.seed}" if asked.seeds > 1 else "")
-        try:
-            if key in known:
-                note(f"{title}: done before")
-                lines.append(known.pop(key))
+def _decide(asked: Comparison, bench: Bench, who: Sequence[Contender]) -> None:
+    """The runs, seed by seed, so that a comparison that ends early has something of every method."""
+    config = asked.config
+    decided = [(c, _settled(bench, c, asked.folder)) for c in who]
+    for i in range(config.seeds):
+        for contender, run in decided:
+            if i > 0 and contender.method is None:  # no seed changes it
                 continue
-            check = partial(check_base, base, identity)
-            # By identity: one that was interrupted under other settings may lie beside it, and is not this run's.
-            where = folder / run.place / f"{CHECKPOINTS}-{key}"
-            checkpoints = Checkpoints(where, identity, check=check, tell=note)
-            result = fit_with_bar(base, examples, run.settings, title, checkpoints=checkpoints)
-            save(base.model, folder / run.place)
-            if result.signal is not None:
-                ended = result.signal
-                raise KeyboardInterrupt
-            if result.stopped == "out of memory":
-                notes.append(f"{title} was left out: {ADVICE}")
-                continue
-            lines.append(_line(asked, run, result, key))
-            shutil.rmtree(where, ignore_errors=True)
-        except KeyboardInterrupt:
-            ended = ended or signal.SIGINT
-            notes.append(f"interrupted during {title}; the rows above are complete; the same command goes on")
-            break
-        finally:
-            detach(base.model)
-            report.save(folder, lines, notes, list(known.values()))
-    notes += [*blind_spots(lines, task), *verdict(lines)]
-    return lines, notes, ended
+            own = replace(run, seed=config.seed + i, titled=_title(config, contender, config.seed + i))
+            if config.seeds > 1 and contender.method is not None:
+                own = replace(own, place=f"{contender.folder}/seed-{own.seed}")
+            asked.runs.append(own)
+            asked.keys.append(bench.key(own))
+    write_tested(asked.folder, bench.tested, bench.task.test)
+    for name in {asked.runs[i].name for i in asked.todo}:
+        contender = next(c for c in who if c.name == name)
+        if contender.method is not None and (found := _foreseen(bench, contender, asked)):
+            asked.runs = [replace(run, predicted=found) if run.name == name else run for run in asked.runs]
 
 
-def _hash(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _title(config: CompareConfig, who: Contender, seed: int) -> str:
+    return who.title + (f", seed {seed}" if config.seeds > 1 and who.method is not None else "")
+
+
+def _settled(bench: Bench, who: Contender, folder: Path) -> Run:
+    """What a contender trains with: its own rate or the one that a search finds, and its budget."""
+    config, settings, method = bench.config, bench.settings, who.method
+    run = Run(who.name, config.seed, who.folder)
+    if method is None:
+        return run
+    lr = who.lr or config.lr or method.rate(bench.base.classifies)
+    options: dict[str, Any] = {}
+    if config.tune is not None:
+        best = search(bench, who, lr, config.tune, folder / who.folder)
+        lr, options = best.lr, best.options
+        method = replace(method, **options)
+    settings = replace(settings, batch_size=who.batch_size or settings.batch_size)
+    if config.fill:
+        settings = _filled(bench, method, settings)
+    if config.tokens is not None:
+        settings = replace(settings, steps=steps_for_tokens(bench.examples, settings, config.tokens))
+    return replace(run, lr=lr, steps=settings.steps, batch_size=settings.batch_size, options=options)
+
+
+def _given(bench: Bench) -> dict[str, Any]:
+    base = bench.base
+    labels = bench.task.labels if base.classifies else None
+    return {"cpu": base.device.type == "cpu", "dtype": base.model.dtype, "labels": labels}
+
+
+def _filled(bench: Bench, method: Any, settings: Any) -> Any:
+    assert bench.config.memory is not None
+    shape, limit = load_config(bench.config.model), read_bytes(bench.config.memory)
+    return largest_batch(shape, method, settings, bench.examples, limit, **_given(bench))
+
+
+def _foreseen(bench: Bench, who: Contender, asked: Comparison) -> tuple[int, int, int] | None:
+    """What `plan` says of a contender's memory; None where it does not know such a run."""
+    config, run = bench.config, next(run for run in asked.runs if run.name == who.name)
+    method = run.contender(config).method
+    if method is None or config.quantize != "none" or config.stream_base != "none":
+        return None
+    settings = replace(bench.settings, batch_size=run.batch_size, steps=run.steps)
+    plan = foreseen(load_config(config.model), method, settings, bench.examples, **_given(bench))
+    return plan.bytes, plan.low, plan.high
+
+
+def _release(bench: Bench) -> None:
+    """The base is for the workers now."""
+    device = bench.base.device
+    del bench.base, bench.examples
+    free(device)
+
+
+def _apart(asked: Comparison) -> None:
+    """Make the runs in processes of their own, one by one or side by side."""
+    config, todo = asked.config, asked.todo
+    if not todo:
+        return
+    jobs = [job_of(config, asked.folder, asked.runs[i]) for i in todo]
+    room, took, begun = left_bytes_here(config), list[float](), dict[int, float]()
+    threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else None
+
+    def side_by_side(running: list[int], following: int) -> bool:
+        if len(running) >= config.jobs or room is None:
+            return False
+        wanted = [asked.runs[todo[i]].predicted for i in (*running, following)]
+        return all(w is not None for w in wanted) and sum(w[2] for w in wanted if w) <= room
+
+    with stoppable() as stop, board() as screen:
+
+        def show(number: int, told: dict[str, Any]) -> None:
+            begun.setdefault(number, time.monotonic())
+            screen.show(number, told)
+
+        def ended(number: int, answer: dict[str, Any] | InputError) -> bool:
+            screen.forget(number)
+            titled = asked.runs[todo[number]].titled
+            failed = isinstance(answer, InputError)
+            outcome = Outcome(notes=[f"{titled} was left out: {answer}"]) if failed else Outcome.from_json(answer)  # type: ignore[arg-type]
+            if stop.signal is not None and outcome.line is None:
+                outcome = replace(outcome, signal=stop.signal, notes=[])
+            took.append(time.monotonic() - begun.get(number, time.monotonic()))
+            left = statistics.fmean(took) * (len(todo) - len(took)) / config.jobs
+            screen.whole(len(took), len(todo), f"about {spell_seconds(left)} left" if left else "")
+            return asked.took(todo[number], outcome)
+
+        together(jobs, side_by_side, show, ended, lambda: stop.signal, threads)
+        if stop.signal is not None and asked.signal is None:  # between two runs
+            asked.signal = stop.signal
+            asked.notes.append("interrupted between two runs; the same command goes on")
+
+
+def left_bytes_here(config: CompareConfig) -> int | None:
+    """How much memory all runs together may take."""
+    left = left_bytes(pick_device(config.device))
+    limit = None if config.memory is None else read_bytes(config.memory) * config.jobs
+    return min((n for n in (left, limit) if n is not None), default=None)
 
 
 def blind_spots(lines: Sequence[Line], task: Task) -> list[str]:
-    """What an accuracy hides: macro-F1 (the mean over seeds), and classes that no method ever answers."""
-    if not task.labels or not lines:
+    """What an accuracy hides: classes that no row of the table ever answers."""
+    found = [e for e in entries(lines) if e.first.kind == "method"]
+    if not task.labels or not found:
         return []
-    found = entries(lines)
-    scores = ((e.runs[0].method, sum(run.macro_f1 for run in e.runs) / len(e.runs)) for e in found)
-    notes = ["macro-F1: " + ", ".join(f"{method} {100 * f1:.1f} %" for method, f1 in scores)]
-    answers = [row.answer for row in task.test]
+    answers, notes = [row.answer for row in task.test], list[str]()
     for label in task.labels:
         if share := answers.count(label) / len(answers):
-            blind = [e.runs[0].method for e in found if not any(label in run.predictions for run in e.runs)]
+            blind = [e.first.method for e in found if not any(label in run.predictions for run in e.runs)]
             if blind:
-                who = "no method" if len(blind) == len(found) else ", ".join(blind) + " never"
-                notes.append(f"{who} answers {label!r}, which {100 * share:.1f} % of the test rows are")
+                never = "never answers" if len(blind) == 1 else "never answer"
+                who = "no method answers" if len(blind) == len(found) else f"{', '.join(blind)} {never}"
+                notes.append(f"{who} {label!r}, which {100 * share:.1f} % of the test rows are")
     return notes
-
-
-def baselines(base: Base, task: Task, writer: Writer, metric: str) -> list[str]:
-    """What there is to beat, in words: the untouched model and the most frequent answer."""
-    if base.random:
-        notes = ["untouched model: none, its head for these labels is random; every method trains the head as well"]
-    else:
-        zero = evaluate_with_bar(base, task, writer, metric, "untouched model")
-        notes = [f"untouched model: {report.accuracy_cell(zero.correct, zero.n, zero.interval)}"]
-    if task.labels:
-        most = majority(task)
-        notes.append(f"majority class ({most.predictions[0]}): {100 * most.accuracy:.1f} %")
-    return notes
-
-
-def _line(asked: Comparison, run: Run, result: Report, key: str) -> Line:
-    base, task = asked.base, asked.task
-    total, trained = count(base.model)
-    score = evaluate_with_bar(base, task, asked.writer, asked.metric, run.contender.title)
-    right = [p == a for p, a in zip(score.predictions, score.answers, strict=True)]
-    return Line(
-        name=run.contender.name, method=run.contender.title, batch_size=run.settings.batch_size,
-        total_params=total, trainable_params=trained, peak_bytes=result.peak_bytes,
-        train_steps=result.steps, train_seconds=result.seconds, train_examples=result.examples,
-        eval_batches=score.batches, eval_seconds=score.seconds, eval_examples=score.n,
-        correct=score.correct, accuracy=score.accuracy, interval=score.interval, macro_f1=score.macro_f1,
-        metric=score.metric, lr=run.settings.lr, losses=finite(result.losses), predictions=score.predictions,
-        stopped=result.stopped, provenance={**provenance.record(), "dtype": str(base.model.dtype), "device": str(base.device)},
-        seed=run.settings.seed, right=right, identity=key,
-    )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .demo import DATA, ENCODER, MODEL
+from .demo import DATA, ENCODER, GENERAL, MODEL
 from .errors import InputError, nearest, shown
 from .methods import METHODS, REFERENCE
 from .redaction import clean
@@ -68,7 +68,8 @@ class DataConfig(BaseConfig):
     """Which rows, and how they are written."""
 
     data: str = Field(
-        DATA, description="Data set: .csv, .tsv, .jsonl, .json, .parquet, a hub data set, or the embedded default."
+        DATA,
+        description="Data set: .csv, .tsv, .jsonl, .json, .parquet, a hub data set, or an embedded one: movie-reviews, tweets.",
     )
     test_data: str | None = Field(None, description="File with the test rows; by default a part of --data is held out.")
     test_fraction: float = Field(
@@ -181,9 +182,43 @@ class CompareConfig(TrainingConfig):
         + ", ".join(METHODS)
         + "; variants too, such as lora:r=64.",
     )
+    references: str = Field(
+        "untouched,majority",
+        description="What there is to beat, as rows of the table: untouched, few_shot (or few_shot:n=8), majority, full (full "
+        "fine-tuning); or none.",
+    )
     seeds: Positive = Field(
         1,
         description="Train each method so many times, with --seed and those after it; the split of the rows stays the same.",
+    )
+    tune: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        None,
+        description="Search each method's rate and size first, with so many trials for each, on validation rows cut from the "
+        "training rows.",
+    )
+    tokens: Positive | None = Field(
+        None, description="Train each method on so many tokens of text, instead of --steps."
+    )
+    minutes: float | None = Field(
+        None, gt=0, le=10**5, description="Train each method for so long, instead of --steps."
+    )
+    fill: bool = Field(
+        False,
+        description="With --memory: each method reads the largest batch that the plan says fits, and as many rows in all as the others.",
+    )
+    jobs: Annotated[int, Field(gt=0, le=64)] = Field(
+        1,
+        description="Runs side by side, as many as memory allows by the plan; speeds are then of runs that share the machine.",
+    )
+    isolate: bool = Field(
+        True,
+        description="Make each run in a process of its own, so that its memory and speed do not depend on the runs before it.",
+    )
+    general_text: str = Field(
+        "auto",
+        description="Data set whose texts tell what is forgotten: the loss on them before and after. auto: "
+        + GENERAL
+        + ", where they have been fetched with the embedded data; none leaves it out.",
     )
     fresh: bool = Field(False, description="Begin a new comparison, even where one that was interrupted could go on.")
     test_rows: Positive | None = Field(600, description="Test on at most so many rows.")
@@ -265,6 +300,8 @@ class MergeConfig(Config):
     out: str | None = Field(None, description="Folder for the merged model; by default a new one under runs/.")
 
 
+LENGTHS = ("steps", "epochs", "tokens", "minutes")
+"""Settings of which one says how long to train."""
 VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, PlanConfig, EvaluateConfig, GenerateConfig, MergeConfig)
 
 
@@ -283,12 +320,13 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any], places: M
         raise InputError(
             f"{places.get(unknown[0], '')}{shown(unknown[0])} is not a setting here; {nearest(unknown[0], cls.model_fields)}"
         )
-    if ("steps" in flags and "epochs" in flags) or ({"steps", "epochs"} <= recipe.keys() - flags.keys()):
-        raise InputError("give --steps or --epochs, not both")
-    if "epochs" in flags:
-        chosen.pop("steps", None)
-    elif "steps" in flags:
-        chosen.pop("epochs", None)
+    told = flags if any(name in flags for name in LENGTHS) else chosen
+    lengths = [name for name in LENGTHS if told.get(name) is not None]
+    if len(lengths) > 1:
+        raise InputError(f"give --{lengths[0]} or --{lengths[1]}, not both")
+    for name in LENGTHS:
+        if lengths and name != lengths[0]:
+            chosen.pop(name, None)
     try:
         return cls(**chosen)
     except ValidationError as e:

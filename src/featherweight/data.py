@@ -42,8 +42,8 @@ def read(source: str) -> dict[str, Rows]:
 
     Raises `InputError` for a missing or empty file, an unknown format, or a broken line (naming `file:line`).
     """
-    if source == demo.DATA:
-        return {"train": _read_file(demo.data_file(), source)}
+    if source in demo.TABLES:
+        return {"train": _read_file(demo.data_file(source), source)}
     path = path_of(source)
     if path.is_file():
         return {"train": _read_file(path, source)}

@@ -1,9 +1,9 @@
 """The embedded defaults: real models and a real data set that need no hub and no account.
 
 All are published inside Python packages, so they come through the user's own package index (and its mirror or
-proxy): SmolLM2-135M-Instruct (Apache-2.0), the encoder all-MiniLM-L6-v2 (Apache-2.0), and the movie-review snippets of
-Hutto & Gilbert, ICWSM 2014 (MIT), each with the mean of 15 to 20 human ratings. pip checks the archives' SHA-256 before
-anything is unpacked; the results are cached.
+proxy): SmolLM2-135M-Instruct (Apache-2.0), the encoder all-MiniLM-L6-v2 (Apache-2.0), and of Hutto & Gilbert, ICWSM 2014
+(MIT), movie-review snippets, tweets and snippets of newspaper editorials, each with the mean of 15 to 20 human ratings. pip checks
+the archives' SHA-256 before anything is unpacked; the results are cached.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from .network import is_offline
 MODEL = "smollm2-135m-instruct"
 ENCODER = "all-MiniLM-L6-v2"
 DATA = "movie-reviews"
+TWEETS = "tweets"
+GENERAL = "editorials"
+TABLES = {DATA: "movieReviewSnippets", TWEETS: "tweets", GENERAL: "nytEditorialSnippets"}
+"""The embedded data sets, and how their files begin."""
 ARCHITECTURE: dict[str, Any] = {  # the model's shape as a Llama configuration, for counting parameters before anything is fetched
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
@@ -49,7 +53,7 @@ _ENCODER_FILES = (
     "special_tokens_map.json",
 )
 _DATA_PIN = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-_DATA_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+_DATA_FILE = "hutto_ICWSM_2014/{}_GroundTruth.txt"
 
 
 def cache_folder() -> Path:
@@ -104,14 +108,22 @@ def encoder_folder() -> Path:
     return target
 
 
-def data_file() -> Path:
-    """The default data set as a CSV with the columns text and sentiment; fetched on first use (2 MB)."""
-    target = cache_folder() / f"{DATA}.csv"
+def is_fetched(name: str) -> bool:
+    """Whether an embedded data set is in the cache."""
+    return (cache_folder() / f"{name}.csv").is_file()
+
+
+def data_file(name: str = DATA) -> Path:
+    """An embedded data set as a CSV with the columns text and sentiment; fetched on first use (2 MB, all of them)."""
+    target = cache_folder() / f"{name}.csv"
     if not target.is_file():
         with _staging(target) as stage:
-            archive = _fetch(_DATA_PIN, stage, "--no-binary=:all:", what="the movie reviews (2 MB)")
-            (stage / "out.csv").write_text(_reviews(archive), encoding="utf-8")
-            _publish(stage / "out.csv", target)
+            archive = _fetch(
+                _DATA_PIN, stage, "--no-binary=:all:", what="the movie reviews (2 MB, with tweets and editorials)"
+            )
+            for table, text in _rated_texts(archive).items():
+                (stage / "out.csv").write_text(text, encoding="utf-8")
+                _publish(stage / "out.csv", target.with_name(f"{table}.csv"))
     return target
 
 
@@ -139,20 +151,23 @@ def _unzip(archive: Path, member: str, folder: Path) -> Path:
     return target
 
 
-def _reviews(archive: Path) -> str:
-    """Mean rating above 0.5 is positive, below −0.5 negative, else neutral."""
+def _rated_texts(archive: Path) -> dict[str, str]:
+    """Every data set as CSV. A mean rating above 0.5 is positive, below −0.5 negative, else neutral."""
     with tarfile.open(archive) as outer:
         inner_name = next(n for n in outer.getnames() if n.endswith("hutto_ICWSM_2014.tar.gz"))
         inner_file = outer.extractfile(inner_name)
         assert inner_file is not None
         with tarfile.open(fileobj=io.BytesIO(inner_file.read())) as inner:
-            table = inner.extractfile(_DATA_FILE)
-            assert table is not None
-            lines = table.read().decode("utf-8").splitlines()
+            return {name: _as_csv(inner, _DATA_FILE.format(begin)) for name, begin in TABLES.items()}
+
+
+def _as_csv(archive: tarfile.TarFile, member: str) -> str:
+    table = archive.extractfile(member)
+    assert table is not None
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "sentiment"])
-    for line in lines:
+    for line in table.read().decode("utf-8").splitlines():
         _, rating, text = line.split("\t", 2)
         label = "positive" if float(rating) > 0.5 else "negative" if float(rating) < -0.5 else "neutral"
         writer.writerow([text.strip(), label])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .adapter import parts
@@ -33,6 +33,11 @@ def identity_of(base: Base, task: Task, settings: dict[str, Any], name: str = "d
     }
     plain: dict[str, Any] = json.loads(json.dumps(told, default=str))  # as it is read back
     return plain
+
+
+def hashed(identity: Mapping[str, Any]) -> str:
+    """An identity in 16 digits."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _base_print(base: Base, name: str) -> str:

@@ -84,6 +84,9 @@ class Method:
     encoder_learning_rate: ClassVar[float]
     """The same for an encoder that classifies, whose new head learns along."""
 
+    sizes: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Options that make it smaller or larger than its defaults do, for a search to try (`compare --tune`)."""
+
     modules_to_save: tuple[str, ...] | None = None
     """Modules that are trained as a whole and saved with the adapter; a classifier's head always is."""
 

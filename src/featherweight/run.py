@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +19,21 @@ from . import report
 from .adapter import attach, attached, count
 from .adapter_folder import check_fit, load, read_method
 from .api import generate
-from .base import DTYPES, load_base, load_config, pick_device, save_base, skeleton
-from .compare import Comparison, compare, evaluate_with_bar
+from .base import DTYPES, load_base, load_config, pick_device, pick_dtype, save_base, skeleton
+from .compare import compare
 from .config import (
     CompareConfig,
     EvaluateConfig,
     GenerateConfig,
     MergeConfig,
 )
-from .contenders import Contender, contenders
+from .contenders import Contender, contenders, references
 from .data import named
 from .demo import ARCHITECTURE, DATA, MODEL
 from .encoder import head_order, is_encoder, own_labels
 from .errors import InputError
 from .foreign import path_of
+from .forgetting import general_texts
 from .identity import check_tokens
 from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
@@ -44,68 +44,70 @@ from .prepare import (
     check_adapter,
     check_fits,
     check_writable,
-    describe,
     new_folder,
     prepare,
-    settings_of,
     task_of,
 )
 from .progress import note
-from .results import read
-from .run_folder import asked_for, at_work, decisive, find_comparison
+from .reporting import write_page
+from .run_folder import asked_for, at_work, find_comparison
 from .task import Task
 from .tokens import writer_for
+from .watched import evaluate_with_bar
 
 
 def run_compare(config: CompareConfig) -> int:
     """`featherweight compare`."""
     start, all_asked = time.perf_counter(), asked_for(config)
-    found = contenders(config.methods, config.options)
+    found, beside = contenders(config.methods, config.options), references(config.references)
+    if config.fill and config.memory is None:
+        raise InputError("--fill needs --memory, such as --memory 8GB: how much each method may use")
+    general_texts(config.general_text)
     # Of the default list, what does not work on this model is left out; what somebody asked for must work.
     by_hand = "methods" in config.model_fields_set
-    must = [method_name(c.method) for c in found] if by_hand else list(config.options)
-    task, methods, left_out = prepare(config, [c.method for c in found], must)
+    must = [method_name(c.method) for c in found if c.method] if by_hand else list(config.options)
+    task, methods, left_out = prepare(config, [c.method for c in found if c.method], must)
     found = [c for c in found if c.method in methods]
     folder = find_comparison(config) or new_folder(config.out, "compare")
     with at_work(folder) as run:
         run.begin(all_asked)
         try:
-            asked = _comparison(config, folder, task, found)
-            lines, notes, ended = compare(asked, folder)
+            config = _decided(config, task, found)
+            announce(config, folder)
+            done = compare(config, task, [*beside, *found], folder)
         except InputError:
             run.put_back()
             raise
-        notes += left_out
-        notes.append(
-            f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached"
+        lines, ended = done.lines, done.signal
+        done.notes += left_out
+        runs = sum(line.whole_seconds for line in lines)
+        done.notes.append(
+            f"the whole command took {time.perf_counter() - start:.0f} s, downloads not counted where they were cached; "
+            f"its runs took {runs:.0f} s in all, those that were done before included"
         )
-        shown = {line.identity for line in lines}
-        report.save(folder, lines, notes, [line for line in read(folder) if line.identity not in shown])
+        done.save()
+        write_page(folder, lines, done.notes)
         run.end("complete" if ended is None else "interrupted")
     if lines:
         print()
-        report.show(lines, notes)
-    note(f"\nsaved in {folder} (table.md, table.csv, table.tex, rows.jsonl, one adapter folder per run)")
+        report.show(lines, done.notes)
+    note(
+        f"\nsaved in {folder} (report.html, table.md, table.csv, table.tex, rows.jsonl, figures/, one adapter folder per run)"
+    )
     if ended is not None:
         return 128 + ended
-    return int(len(lines) < len(found) * config.seeds or any(line.stopped for line in lines))
+    missing = {done.runs[i].name for i in done.todo} - {c.name for c in beside}
+    return int(any(line.stopped for line in lines) or bool(missing))
 
 
-def _comparison(config: CompareConfig, folder: Path, task: Task, found: list[Contender]) -> Comparison:
-    """Load what is compared, and say what it is."""
-    config = config.model_copy(update={"methods": ",".join(c.name for c in found)})
-    settings = settings_of(config, len(task.train), lr=0.0)  # each method brings its own rate
-    announce(config.model_copy(update={"steps": settings.steps, "epochs": None}), folder)
-    base = base_for(config, config.model, task.labels)
-    writer = writer_for(base, config.max_length, task.labels, [c.method for c in found])
-    describe(base, task, writer, config.metric)
-    told = {
-        k: v for k, v in decisive(config).items() if k not in ("methods", "seeds", "seed", "options", "lr", "epochs")
-    }
-    told |= {"steps": settings.steps, "device": base.device.type}
-    return Comparison(
-        base, task, writer, found, settings, seeds=config.seeds, lr=config.lr, metric=config.metric, told=told
-    )
+def _decided(config: CompareConfig, task: Task, found: list[Contender]) -> CompareConfig:
+    """With everything decided that `auto` and defaults leave open, so that every process decides alike."""
+    dtype = pick_dtype(config.dtype, pick_device(config.device))
+    name = next(name for name, known in DTYPES.items() if known == dtype)
+    own: dict[str, Any] = {"methods": ",".join(c.name for c in found), "dtype": name}
+    if config.tokens is None and config.minutes is None:
+        own |= {"steps": config.steps_for(len(task.train)), "epochs": None}
+    return config.model_copy(update=own)
 
 
 def run_evaluate(config: EvaluateConfig) -> int:

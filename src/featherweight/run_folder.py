@@ -38,6 +38,7 @@ ABOUT, RECIPE, CHECKPOINTS, LOCK = "run.json", "recipe.toml", "checkpoints", ".l
 SAME_RESULT = frozenset({
     "out", "resume", "fresh", "force", "memory", "checkpoint_activations", "lean", "stream_base", "micro_batch",
     "metric", "test_rows", "save_steps", "save_minutes", "save_total_limit", "if_save_fails", "offline",
+    "jobs", "isolate", "general_text",
 })  # fmt: skip
 """Settings that a run may go on with changed: they do not say what is learned, but for rounding."""
 UNTOUCHED = frozenset({LOCK, f".{ABOUT}", f".{RECIPE}", ".writable"})

@@ -55,7 +55,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     z = 1.959964
     p, zz = correct / n, z * z / n
     middle, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def accuracy(right: Right) -> Estimate:

@@ -106,7 +106,7 @@ def load_task(
     train = [row for row in train if _key(row) not in tested] if leaked else train
     if test_rows is not None:
         test = _sample(test, test_rows, seed)
-    train, validation = _set_apart(train, validation_rows, seed)
+    train, validation = set_apart(train, validation_rows, seed)
     known: list[str] = []
     if reader.label_column:
         known = list(labels) if labels else sorted({r.answer for r in train or test})
@@ -188,7 +188,8 @@ def split(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], 
     return train, test
 
 
-def _text_of(row: Row) -> str:
+def text_of(row: Row) -> str:
+    """The text of a row, without template and answer."""
     return (
         "\n".join(m["content"] for m in row.messages if m["role"] != "assistant") if row.messages else row.spans[0][0]
     )
@@ -196,10 +197,10 @@ def _text_of(row: Row) -> str:
 
 def _key(row: Row) -> str:
     """Rows with the same key have the same text, but for case and spaces."""
-    return " ".join(_text_of(row).casefold().split())
+    return " ".join(text_of(row).casefold().split())
 
 
-def _set_apart(train: list[Row], n: int, seed: int) -> tuple[list[Row], list[Row]]:
+def set_apart(train: list[Row], n: int, seed: int) -> tuple[list[Row], list[Row]]:
     """(rows left to train on, validation rows): about `n`, every label keeping its share."""
     if not n:
         return train, []

@@ -15,7 +15,6 @@ from .adapter_folder import CONFIG, OURS, WEIGHTS, save
 from .api import begin
 from .base import DTYPES, Base, load_config, pick_device, pick_dtype
 from .checkpoints import Checkpoints, finite
-from .compare import ADVICE, evaluate_with_bar, fit_with_bar
 from .config import TrainConfig
 from .encoder import is_encoder
 from .engine.stopping import stoppable
@@ -30,6 +29,7 @@ from .progress import mebibytes, note
 from .run_folder import RunFolder, asked_for, at_work, decided, decisive, find_run
 from .task import Task
 from .tokens import Writer, writer_for
+from .watched import ADVICE, evaluate_with_bar, fit_with_bar
 
 
 def run_train(config: TrainConfig) -> int:

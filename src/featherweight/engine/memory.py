@@ -71,6 +71,31 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def held_bytes(device: torch.device) -> int:
+    """What is held now, counted like `peak_bytes`."""
+    if device.type != "cpu":
+        try:
+            return int(torch.accelerator.memory_allocated(device))
+        except RuntimeError:
+            pass
+    return resident_bytes()
+
+
+def reserved_bytes(device: torch.device) -> int | None:
+    """What an accelerator's allocator had taken from the device at its peak since `reset_peak`; a CPU has no such allocator."""
+    if device.type == "cpu":
+        return None
+    try:
+        return int(torch.accelerator.max_memory_reserved(device))
+    except RuntimeError:
+        return None
+
+
+def host_peak_bytes() -> int:
+    """The process's largest resident size since `reset_peak`, or on an accelerator since it began; 0 where nobody says."""
+    return _status("VmHWM") or 0
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: each library has its own words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

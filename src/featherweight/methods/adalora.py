@@ -4,7 +4,7 @@ The idea. LoRA gives every layer the same rank, though some need more of it than
 singular value decomposition, start with too much rank everywhere, and cut the least important singular values away,
 over all layers at once, until the mean rank is `target_r`:
 
-    y = W x + s · B (Λ ⊙ (A x))       A: init_r × d_in,  B: d_out × init_r,  Λ: init_r (`lora_E`),  s = lora_alpha / init_r
+    y = W x + s · B (Λ ⊙ (A x))       A: init_r × d_in,  B: d_out × init_r,  s = lora_alpha / init_r
 
 Λ starts at zero, A and B random; a penalty keeps the rows of A and the columns of B orthonormal (`orth_reg_weight`).
 A triplet's (Λᵢ, row i of A, column i of B) importance is that of Λᵢ plus the means of those of its row and column, where
@@ -13,10 +13,22 @@ A triplet's (Λᵢ, row i of A, column i of B) importance is that of Λᵢ plus 
 
 After update t the b(t) most important triplets of all layers together keep their Λ, the others' is set to zero:
 
-    b(t) = b_target + (b_init − b_target) · (1 − (t − tinit) / (total_step − tfinal − tinit))³,   b = mean rank × layers
+    b(t) = b_target + (b_init − b_target) · (1 − (t − tinit) / (total_step − tfinal − tinit))³    b = mean rank × layers
 
 Nothing is cut in the first `tinit` updates. A cut Λ still gets gradients and may come back, until the last `tfinal`
 updates, in which the ranks stand. On disk only the triplets that are left remain; `rank_pattern` says which.
+
+Symbols:
+    x: the input of an adapted layer, d_in numbers wide
+    y: its output, d_out numbers wide
+    W: the layer's own weight, frozen
+    A, B: two thin matrices that are trained (`lora_A`, `lora_B`)
+    Λ: init_r trained numbers (`lora_E`), the singular values of the correction
+    s: how loud the correction is
+    w: any trained number; L is the loss
+    Ī, U: the running importance of w and its uncertainty
+    t: the number of the update
+    b: how many triplets are left in all layers together
 
 Paper: Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv:2303.10512,
 section 3. The penalty is HF PEFT's: the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖, where the paper sums their squares.
@@ -27,6 +39,17 @@ When not: for short runs (the ranks are decided from noise), or where LoRA's one
 higher learning rate than LoRA, because A, Λ and B are all small at the start.
 What it costs: LoRA's costs at init_r, two products of thin matrices per layer and update for the penalty, and two more
 numbers for each trained one, beside Adam's two.
+How to choose:
+    target_r: the rank that LoRA would get.
+    init_r: half as much again, as in the paper: room to choose from.
+    tinit, tfinal: leave them; a tenth of the run to warm up, three tenths to settle.
+    orth_reg_weight: leave it, or try 0.1 and 0.3: the paper chooses among these three.
+Pitfalls:
+    * In too short a run the ranks are cut before the importance means anything.
+    * Another number of steps is another schedule: a longer run is not a continued shorter one.
+    * The trained parameters are init_r's; only the saved ones are target_r's.
+The paper's claim: better than LoRA and adapters at the same number of parameters, most of all where that number is small
+(abstract).
 """
 
 from __future__ import annotations
@@ -54,6 +77,7 @@ class AdaLoRA(Method):
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
     learning_rate: ClassVar[float] = 5e-3
     encoder_learning_rate: ClassVar[float] = 2e-2
+    sizes: ClassVar[tuple[dict[str, Any], ...]] = ({"init_r": 6, "target_r": 4}, {"init_r": 24, "target_r": 16})
 
     init_r: int = 12
     """Rank of every layer at the start."""

@@ -8,6 +8,13 @@ embeddings P directly by gradient descent and prepend them to every input:
 P starts as the embeddings of a text (ours: the task's own instruction) or of words drawn from the vocabulary, which the
 paper (section 3.2) finds better than random vectors, most of all on small models.
 
+Symbols:
+    x: the tokens of the input
+    E: the model's own table of embeddings, frozen
+    P: the learned prompt (`prompt_embeddings`), num_virtual_tokens vectors as wide as the model
+    [ ; ]: one after the other
+    y: what the model computes, at the positions of the real tokens only
+
 Paper: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691.
 
 Trainable parameters: num_virtual_tokens × width. In an encoder–decoder HF PEFT counts and stores twice that, though
@@ -16,6 +23,16 @@ When to use it: many tasks served by one model in one batch; the smallest files 
 When not: the paper's gap to full fine-tuning closes only near 10B parameters, so on a small model measure first (on the
 default task it is level with the others).
 What it costs: every row grows by num_virtual_tokens, in training and for ever after. It takes a high learning rate.
+How to choose:
+    num_virtual_tokens: 20; beyond that the paper finds only small gains (section 3.2).
+    prompt_tuning_init: TEXT. Random starts learn, but more slowly (the search of learning rates below has both).
+    prompt_tuning_init_text: say what is wanted, with the labels' names in it; by default the task's instruction is taken.
+Pitfalls:
+    * With a learning rate that suits LoRA it hardly moves: it wants about a hundred times as much.
+    * It cannot be merged: a prompt is positions, not weights, and lengthens every input.
+    * Its vectors are no words: what it has learned cannot be read.
+The paper's claim: as models grow past billions of parameters it "closes the gap" and matches tuning the whole model; on smaller ones
+it stays behind (abstract).
 """
 
 from __future__ import annotations
@@ -43,6 +60,7 @@ class PromptTuning(Method):
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     learning_rate: ClassVar[float] = 1e-1
     encoder_learning_rate: ClassVar[float] = 3e-2
+    sizes: ClassVar[tuple[dict[str, Any], ...]] = ({"num_virtual_tokens": 5}, {"num_virtual_tokens": 50})
 
     num_virtual_tokens: int = 20
     """Length of the learned prompt."""

@@ -1,0 +1,158 @@
+"""The figures of a comparison: what accuracy costs, how the loss fell, memory over a step, what is taken for what.
+
+`save` writes each as PNG and SVG, and returns it for a page. A colour means the same method in all of them, as far as eight go round;
+names stand beside what they mean, so no figure needs its colours to be read.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import merged
+from ..results import Line, entries, read_tested
+from . import confusion, drawing, front, trails
+from .drawing import FILES, PAGE, Look
+
+FOLDER = "figures"
+Tested = Mapping[str, Sequence[Mapping[str, str]]]
+"""The rows that were tested on, by what `Line.tested` calls them."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that can be drawn."""
+
+    name: str
+    title: str
+    caption: str
+    """What to look at, in a sentence."""
+    draw: Callable[[Look, str], Any]
+    """`draw(look, title)` is matplotlib's `Figure`."""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as a page has it."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    wide: bool = False
+
+
+def save(folder: Path, lines: Sequence[Line], tested: Tested | None = None) -> list[Shown]:
+    """Write every figure as PNG and SVG into `figures/` of a comparison's folder; returns them for its page.
+
+    What was tested on is read from the folder where it is not given.
+    """
+    if tested is None:
+        tested = {name: read_tested(folder, name) for name in dict.fromkeys(line.tested for line in lines)}
+    place, shown = folder / FOLDER, []
+    place.mkdir(parents=True, exist_ok=True)
+    with drawing.settings():
+        for picture in pictures(lines, tested):
+            figure = picture.draw(FILES, picture.title)
+            _write(place / f"{picture.name}.png", drawing.png(figure))
+            _write(place / f"{picture.name}.svg", drawing.svg(figure).encode())
+            shown.append(_shown(picture))
+    return shown
+
+
+def show(lines: Sequence[Line], tested: Tested) -> list[Shown]:
+    """Every figure for a page; nothing is written."""
+    with drawing.settings():
+        return [_shown(picture) for picture in pictures(lines, tested)]
+
+
+def _shown(picture: Picture) -> Shown:
+    told = html.escape(f"{picture.title}. {picture.caption}")
+    text = drawing.inline(drawing.svg(picture.draw(PAGE, picture.title)), picture.name, told)
+    return Shown(picture.name, picture.title, picture.caption, text, picture.wide)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """In one step; a figure can be drawn again, so that it is on the disk need not be waited for."""
+    beside = file.with_name(f".{file.name}")
+    beside.write_bytes(content)
+    beside.replace(file)
+
+
+def pictures(lines: Sequence[Line], tested: Tested) -> list[Picture]:
+    """Those that these runs have numbers for. Time and memory are drawn for each machine by itself."""
+    together, machines, letters = merged.kept_apart(lines), merged.by_machine(lines), merged.letters(lines)
+    colour = {entry.first.name: i for i, entry in enumerate(entries(lines))}
+    alone = [
+        (merged.kept_apart(own), letters[machine] if len(machines) > 1 else "") for machine, own in machines.items()
+    ]
+    found = [
+        _cost(front.PARAMETERS, together, colour),
+        *(_cost(cost, own, colour, letter) for cost in (front.MEMORY, front.TIME) for own, letter in alone),
+        _losses(together, colour),
+        *(_memory(own, colour, letter) for own, letter in alone),
+        _confusion(together, tested),
+    ]
+    return [picture for picture in found if picture is not None]
+
+
+def _on(letter: str, name: str, title: str) -> tuple[str, str]:
+    """Name and title of a figure that is of one machine of several."""
+    return (f"{name}-{letter.lower()}", f"{title} on machine {letter}") if letter else (name, title)
+
+
+def _cost(cost: front.Cost, lines: Sequence[Line], colour: Mapping[str, int], letter: str = "") -> Picture | None:
+    points = front.points(lines, cost)
+    if not points:
+        return None
+    names = ", ".join(points[i].title for i in front.pareto([(point.cost, point.accuracy) for point in points]))
+    caption = (
+        f"Filled marks on the line are worth their {cost.word}: nothing else here is as accurate with {cost.less} ({names}); "
+        "bars are 95 % intervals."
+    )
+    draw = lambda look, title: front.draw(look, title, cost, points, front.levels(lines), colour)  # noqa: E731
+    name, title = _on(letter, f"accuracy-{cost.name}", f"Accuracy against {cost.title}")
+    return Picture(name, title, caption, draw, wide=cost.width > 500)
+
+
+def _losses(lines: Sequence[Line], colour: Mapping[str, int]) -> Picture | None:
+    curves = trails.curves(lines)
+    if not curves:
+        return None
+    seeds = max(len(curve.runs) for curve in curves)
+    over = f"the mean of up to {seeds} seeds in a band from lowest to highest" if seeds > 1 else "of one seed"
+    caption = (
+        f"Training loss, smoothed, {over}, with all others in grey: a curve that still falls at its end would have learned more with "
+        "more steps."
+    )
+    draw = lambda look, title: trails.draw_losses(look, title, curves, colour)  # noqa: E731
+    return Picture("learning-curves", "How the loss fell", caption, draw, wide=True)
+
+
+def _memory(lines: Sequence[Line], colour: Mapping[str, int], letter: str) -> Picture | None:
+    steps = trails.steps(lines)
+    if not steps:
+        return None
+    caption = (
+        "What was held while one training step ran, with all others in grey: the dotted peak is what the method needs, the level at "
+        "the left what is held between steps."
+    )
+    draw = lambda look, title: trails.draw_memory(look, title, steps, colour)  # noqa: E731
+    name, title = _on(letter, "memory-over-a-step", "Memory over one training step")
+    return Picture(name, title, caption, draw, wide=True)
+
+
+def _confusion(lines: Sequence[Line], tested: Tested) -> Picture | None:
+    matrices = confusion.matrices(lines, tested)
+    if not matrices:
+        return None
+    caption = (
+        "For each right answer (a row), how often each answer was given, in %, over all seeds: what is right lies on the falling "
+        "diagonal, and an empty column is an answer never given."
+    )
+    draw = lambda look, title: confusion.draw(look, title, matrices)  # noqa: E731
+    return Picture("confusion", "What is taken for what", caption, draw, wide=True)
