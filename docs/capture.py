@@ -1,0 +1,69 @@
+"""Run the commands that the handbook shows, and keep what they print:
+
+    python docs/capture.py             # all scenes of docs/captured/scenes.toml, in their order
+    python docs/capture.py errors      # or some
+
+Both streams are kept as a terminal would show them, without progress lines, the folder that they ran in, and the hub's address. The last
+line says when, on what and with which versions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from datetime import date
+from pathlib import Path
+
+from featherweight.provenance import machine, versions
+
+HERE = Path(__file__).resolve().parent / "captured"
+DATA = HERE.parent.parent / "examples/data"
+WORK = HERE.parent.parent / "build/captured"
+PROGRESS = re.compile(r"^.*(?:it/s|s left)$|^  \w+ = .*$|^configuration .*$|^$\n", flags=re.M)
+
+
+def scenes() -> dict[str, list[str]]:
+    """Each scene's commands."""
+    told = tomllib.loads((HERE / "scenes.toml").read_text(encoding="utf-8"))
+    return {name: scene["commands"] for name, scene in told.items()}
+
+
+def run(command: str) -> str:
+    """What a command prints, its exit code where it is not 0."""
+    here = f'featherweight() {{ {sys.executable} -m featherweight.cli "$@"; }}; {command}'
+    environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1"}
+    done = subprocess.run(
+        ["bash", "-c", here],
+        cwd=WORK,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    text = PROGRESS.sub("", done.stdout.replace(f"{WORK}/", "")).strip("\n")
+    text = re.sub(r"'https?://[^']*'", "the hub", re.sub(r"\n{2,}", "\n", text))
+    return f"$ {command}\n{text}\n" + (f"[exit code {done.returncode}]\n" if done.returncode else "")
+
+
+def main(wanted: list[str]) -> None:
+    """Run the scenes and write their files."""
+    if not wanted:
+        shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    for file in DATA.iterdir():
+        shutil.copy(file, WORK)
+    told = ", ".join([f"{date.today()}", machine(), *(f"{name} {version}" for name, version in versions().items())])
+    for name, commands in scenes().items():
+        if not wanted or name in wanted:
+            shown = "\n".join(run(command) for command in commands)
+            (HERE / f"{name}.txt").write_text(f"{shown}\n# {told}\n", encoding="utf-8")
+            print(f"captured {name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
