@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Both README commands as a newcomer runs them: a fresh clone, a fresh virtual environment and an empty cache for each; with times.
 #
-# The table that the first one makes is stored as benchmarks/results/default.
-#
 #     benchmarks/readme_commands.sh > benchmarks/results/readme_commands.txt    # or one of them: … 1
 set -euo pipefail
 repository="$(cd "$(dirname "$0")/.." && pwd)"
@@ -27,8 +25,6 @@ for block in ${*:-1 2}; do
   echo "\$ $command    # $(($(date +%s) - start)) s, the installation included"
   if [ "$block" = 1 ]; then
     grep -E '^(\||-)' "$work/out$block"
-    mkdir -p "$repository/benchmarks/results/default"
-    cp runs/compare-001/{table.md,table.csv,rows.jsonl,recipe.toml} "$repository/benchmarks/results/default/"
   else
     tail -1 "$work/out$block"
   fi

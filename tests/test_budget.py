@@ -111,3 +111,18 @@ def test_only_one_setting_may_say_how_long(fw_cli: Cli, line: Any) -> None:
     assert "give --tokens or --minutes, not both" in complaint(fw_cli(*line("--minutes", 3, "--tokens", 50)))
     Path("r.toml").write_text("steps = 7\n")
     assert fw_cli(*line("--recipe", "r.toml", "--tokens", 100, "--methods", "ia3", "--out", "t")).code == 0  # flags win
+
+
+def test_a_pilot_that_diverges_costs_its_own_run_alone(fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featherweight.engine import update
+
+    original = update.labelled_loss
+    monkeypatch.setattr(update, "labelled_loss", lambda *given: original(*given) * float("nan"))
+    done = fw_cli(*line("--minutes", 0.01, "--methods", "ia3,lora", "--out", "table"))
+    assert done.code == 1
+    assert (
+        "(IA)³ was left out: its pilot ended early (diverged)"
+        in done.out + done.err + Path("table/table.md").read_text()
+    )
+    assert "LoRA was left out" in Path("table/table.md").read_text()
+    assert "interrupted" not in Path("table/table.md").read_text()

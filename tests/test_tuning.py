@@ -130,3 +130,24 @@ def test_a_trial_that_diverges_does_not_win(fw_cli: Cli, line: Any, monkeypatch:
     monkeypatch.setattr(tuning, "candidates", lambda *_: [({}, 1e-2), ({}, 50.0)])
     assert fw_cli(*line("--methods", "lora", "--tune", 2, "--out", "table")).code == 0
     assert read(Path("table"))[0].lr == 1e-2
+
+
+def test_a_search_is_made_with_the_settings_of_the_run_it_is_for(
+    fw_cli: Cli, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own batch and budget; and a trial under other settings is another trial."""
+    seen: list[tuple[int, int]] = []
+    first = tuning.fit_with_bar
+
+    def fit(base: Any, examples: Any, settings: Any, title: str, **more: Any) -> Any:
+        seen.append((settings.batch_size, settings.steps))
+        return first(base, examples, settings, title, **more)
+
+    monkeypatch.setattr(tuning, "fit_with_bar", fit)
+    asked = line("--methods", "ia3:batch_size=2", "--tune", 2, "--tokens", 200, "--out", "table")
+    assert fw_cli(*(word for word in asked if word not in ("--steps", 10))).code == 0
+    [row] = read(Path("table"))
+    assert seen == [(2, row.train_steps)] * 2
+    asked = (*asked, "--warmup", 0.5)
+    assert fw_cli(*(word for word in asked if word not in ("--steps", 10))).code == 0
+    assert len(seen) == 4

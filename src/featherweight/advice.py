@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import stats
+from .progress import spell_seconds
 from .results import Entry, Line, entries
 
 MIB = 2**20
@@ -122,10 +123,3 @@ def _unknown(found: Sequence[Standing]) -> str:
         f"with {rows} a difference below about {seen:.1f} points cannot be seen, so {names} are one group; "
         f"more test rows{' and seeds' if seeds == 1 else ''} see more"
     )
-
-
-def spell_seconds(seconds: float) -> str:
-    """`48 s`, `12 min`, `3.4 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

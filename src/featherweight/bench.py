@@ -140,11 +140,16 @@ class Bench:
         """Those that all runs share."""
         return settings_of(self.config, len(self.task.train), lr=0.0)
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What decides the result of every run alike."""
+        told = {k: v for k, v in decisive(self.config).items() if k not in UNTOLD}
+        return told | {"device": self.base.device.type}
+
     def identity(self, run: Run) -> dict[str, Any]:
         """All that decides a run's result. A method is attached."""
         method = run.contender(self.config).method
-        told = {k: v for k, v in decisive(self.config).items() if k not in UNTOLD}
-        told |= {"device": self.base.device.type, "method": run.name}
+        told = {**self.shared, "method": run.name}
         told |= {"tested": self.tested, "metric": self.config.metric}
         if method is None:
             writes = template_print(self.base.tokenizer, self.task.template, self.task.kind)

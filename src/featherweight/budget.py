@@ -50,9 +50,11 @@ def steps_in(bench: Bench, run: Run, file: Path) -> int:
         ends.append(time.perf_counter())
 
     settings = replace(bench.settings, lr=run.lr, seed=run.seed, steps=PILOT, batch_size=run.batch_size)
-    fit(bench.base, bench.examples, settings, on_step=on_step)
-    if len(ends) < PILOT:
-        raise KeyboardInterrupt  # or it diverged; then so will the run, which says it better
+    stopped = fit(bench.base, bench.examples, settings, on_step=on_step).stopped
+    if stopped == "interrupted":
+        raise KeyboardInterrupt
+    if stopped is not None:
+        raise InputError(f"its pilot ended early ({stopped})")
     pace = (ends[-1] - ends[WARM - 1]) / (PILOT - WARM)
     steps = max(1, round(60 * (bench.config.minutes or 0) / pace))
     file.parent.mkdir(parents=True, exist_ok=True)

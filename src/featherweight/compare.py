@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
-from .advice import advice, spell_seconds, verdict
+from .advice import advice, verdict
 from .base import load_config, pick_device
 from .bench import Bench, Outcome, Run
 from .budget import foreseen, largest_batch, steps_for_tokens
@@ -28,7 +28,7 @@ from .engine.stopping import stoppable
 from .errors import InputError
 from .plan.cards import read_bytes
 from .prepare import describe
-from .progress import board, note
+from .progress import board, note, spell_seconds
 from .results import Line, entries, read, write_tested
 from .task import Task
 from .tuning import search
@@ -140,16 +140,16 @@ def _settled(bench: Bench, who: Contender, folder: Path) -> Run:
         return run
     lr = who.lr or config.lr or method.rate(bench.base.classifies)
     options: dict[str, Any] = {}
-    if config.tune is not None:
-        best = search(bench, who, lr, config.tune, folder / who.folder)
-        lr, options = best.lr, best.options
-        method = replace(method, **options)
-    settings = replace(settings, batch_size=who.batch_size or settings.batch_size)
-    if config.fill:
-        settings = _filled(bench, method, settings)
+    settings = replace(settings, lr=lr, batch_size=who.batch_size or settings.batch_size)
     if config.tokens is not None:
         settings = replace(settings, steps=steps_for_tokens(bench.examples, settings, config.tokens))
-    return replace(run, lr=lr, steps=settings.steps, batch_size=settings.batch_size, options=options)
+    budget = _filled(bench, method, settings) if config.fill else settings
+    if config.tune is not None:
+        best = search(bench, who, budget, config.tune, folder / who.folder)
+        lr, options = best.lr, best.options
+        if config.fill:  # another size leaves room for another batch
+            budget = _filled(bench, replace(method, **options), settings)
+    return replace(run, lr=lr, steps=budget.steps, batch_size=budget.batch_size, options=options)
 
 
 def _given(bench: Bench) -> dict[str, Any]:

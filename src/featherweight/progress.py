@@ -135,3 +135,10 @@ def note(message: str) -> None:
 def mebibytes(n: int) -> str:
     """1,234 MiB."""
     return f"{n / 2**20:,.0f} MiB"
+
+
+def spell_seconds(seconds: float) -> str:
+    """`48 s`, `12 min`, `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

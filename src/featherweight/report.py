@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import on_disk
-from .advice import points, spell_seconds, standings
+from .advice import points, standings
+from .progress import spell_seconds
 from .redaction import clean
 from .results import Entry, Line, entries, write
 from .stats import Estimate

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import on_disk
 from .adapter import detach
 from .api import begin
-from .engine.train import Report
+from .engine.train import Report, Settings
 from .identity import data_print, hashed, identity_of
 from .progress import note
 from .task import Task, set_apart
@@ -92,22 +92,18 @@ def hopeless(losses: Sequence[float], others: Sequence[Trial]) -> bool:
     return at >= PATIENCE and len(reached) >= 2 and min(losses) > statistics.median(reached)
 
 
-def search(bench: Bench, who: Contender, rate: float, trials: int, folder: Path) -> Trial:
-    """The best of so many trials. Those in `folder` from before are not made again."""
+def search(bench: Bench, who: Contender, settings: Settings, trials: int, folder: Path) -> Trial:
+    """The best of so many trials of the run that `settings` are for. Those in `folder` from before are not made again."""
     assert who.method is not None
     task = _with_validation(bench.task, bench.config.seed)
     rows, checked = bench.writer.examples(task.train)[0], bench.writer.examples(task.validation)[0]
     fixed = [o.partition("=")[0] for o in who.name.split(":")[1:]] + (["lr"] if who.lr or bench.config.lr else [])
     done = {trial.key: trial for trial in _read(folder)}
     found: list[Trial] = []
-    for number, (options, lr) in enumerate(candidates(who.method, rate, trials, fixed), 1):
+    for number, (options, lr) in enumerate(candidates(who.method, settings.lr, trials, fixed), 1):
         method = replace(who.method, **options)
-        told = {"method": who.name, "options": asdict(method), "lr": lr, "steps": bench.settings.steps, "trial": True}
-        told |= {
-            "batch_size": bench.settings.batch_size,
-            "seed": bench.config.seed,
-            "checked": data_print(task.validation),
-        }
+        told = {**bench.shared, "method": who.name, "options": asdict(method), "lr": lr, "steps": settings.steps}
+        told |= {"batch_size": settings.batch_size, "seed": settings.seed, "checked": data_print(task.validation)}
         begin(bench.base, method, task, bench.writer, seed=bench.config.seed)
         try:
             key = hashed(identity_of(bench.base, task, told))
@@ -115,7 +111,7 @@ def search(bench: Bench, who: Contender, rate: float, trials: int, folder: Path)
                 found.append(done[key])
                 continue
             title = f"{who.title}, trial {number} of {trials}"
-            trial = _try(bench, Trial(options, lr, key=key), title, rows, checked, found)
+            trial = _try(bench, Trial(options, lr, key=key), settings, title, (rows, checked), found)
         finally:
             detach(bench.base.model)
         found.append(trial)
@@ -133,18 +129,20 @@ def _with_validation(task: Task, seed: int) -> Task:
     return replace(task, train=train, validation=validation)
 
 
-def _try(bench: Bench, trial: Trial, title: str, rows: Any, checked: Any, others: Sequence[Trial]) -> Trial:
+def _try(
+    bench: Bench, trial: Trial, settings: Settings, title: str, data: tuple[Any, Any], others: Sequence[Trial]
+) -> Trial:
+    rows, checked = data
+
     def watch(report: Report) -> None:
         if len(report.validation) > len(trial.losses):
             trial.losses.append(report.validation[-1][1])
-            trial.seconds = report.seconds
             if hopeless(trial.losses, others):
                 raise _HopelessError
 
-    settings = replace(bench.settings, lr=trial.lr, seed=bench.config.seed)
     start = time.perf_counter()
     try:
-        result = fit_with_bar(bench.base, rows, settings, title, validation=checked, also=watch)
+        result = fit_with_bar(bench.base, rows, replace(settings, lr=trial.lr), title, validation=checked, also=watch)
     except _HopelessError:
         trial.stopped = "hopeless"
     else:

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..advice import Standing, spell_seconds
+from ..advice import Standing
 from ..merged import estimate
 from ..plain import plain
+from ..progress import spell_seconds
 from ..report import COLUMNS
 from ..results import Entry, Line
 

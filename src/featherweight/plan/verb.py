@@ -17,6 +17,7 @@ from ..method import Method
 from ..methods import METHODS
 from ..methods.options import build_method
 from ..prepare import settings_of, task_of
+from ..progress import spell_seconds
 from ..redaction import clean
 from ..rows import Row
 from ..scoring import EVAL_BATCH
@@ -151,14 +152,8 @@ def spell_time(plan: Plan, target: Target, settings: Settings, share: float) -> 
     total = plan.seconds * share * settings.steps
     low, high = (total * (1 + e) for e in known["time_error"])
     source = "measured rates" if target.rates.measured else "the vendor's rates, not measured by us"
-    return f"take about {clock(total)} ({clock(low)} to {clock(high)}; {source}), {plan.seconds * share:.2g} s each."
-
-
-def clock(seconds: float) -> str:
-    """90 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    span = f"{spell_seconds(low)} to {spell_seconds(high)}; {source}"
+    return f"take about {spell_seconds(total)} ({span}), {plan.seconds * share:.2g} s each."
 
 
 def gib(n: float) -> str:
@@ -180,7 +175,7 @@ def tricks_table(plans: Sequence[Plan], target: Target, settings: Settings, shar
     lines = [head]
     for p in plans:
         fits = "yes" if p.fits(target.memory_bytes) else "no"
-        taken = "?" if p.seconds is None else clock(p.seconds * share * settings.steps)
+        taken = "?" if p.seconds is None else spell_seconds(p.seconds * share * settings.steps)
         lines.append(
             f"{p.method.title:15} {p.tricks!s:38} {p.micro:>14} {gib(p.bytes):>10} {gib(p.high):>10} {fits:>5} {taken:>11}"
         )
