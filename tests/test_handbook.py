@@ -177,6 +177,19 @@ def test_boxes_on_the_map_do_not_overlap():
             assert abs(a.x - b.x) >= w or abs(a.y - b.y) >= h, f"{a.title} and {b.title}"
 
 
+def test_a_method_stands_in_the_regions_of_its_families_and_in_no_other():
+    w, h = field.CELL
+    for place in field.PLACES:
+        x, y, right, bottom = place.x, place.y, place.x + w, place.y + h
+        stands_in = {
+            "additive": right <= 392 or (right <= 524 and y >= 232),
+            "selective": x >= 402 and (bottom <= 272 or (right <= 530 and bottom <= 358)),
+            "reparametrisation": x >= 402 and y >= 286,
+        }
+        for family, stands in stands_in.items():
+            assert stands == (family in place.family or place.family == "all three"), f"{place.title}: {family}"
+
+
 def commands_shown():
     """Every command line of ours in a code block of the docs."""
     by_hand = [*(ROOT / "docs").glob("*.md"), *pages.WORDS.rglob("*.md")]

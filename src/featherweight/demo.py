@@ -2,7 +2,7 @@
 
 All are published inside Python packages, so they come through the user's own package index (and its mirror or
 proxy): SmolLM2-135M-Instruct (Apache-2.0), the encoder all-MiniLM-L6-v2 (Apache-2.0), and of Hutto & Gilbert, ICWSM 2014
-(MIT), movie-review snippets, tweets and snippets of newspaper editorials, each with the mean of 15 to 20 human ratings. pip checks
+(MIT), movie-review snippets, tweets and snippets of newspaper editorials, each with the mean of 15 or more human ratings. pip checks
 the archives' SHA-256 before anything is unpacked; the results are cached.
 """
 

@@ -4,7 +4,7 @@
 
 An adapter that has learned its task by forgetting how to write has a higher loss here than the untouched model. The text is read
 as it is, without a template, and with whatever adapter is live: a prompt stands in front of it too, as it does in use.
-(Biderman et al. 2024, "LoRA Learns Less and Forgets Less", arXiv:2405.09673, measure the same with other texts.)
+(Biderman et al. 2024, "LoRA Learns Less and Forgets Less", arXiv:2405.09673, measure it by the accuracy on other tasks.)
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The first trial is the method as it is; the others spread evenly over rates (a tenth to ten times its own, on a logarithmic scale) and over
 the sizes that the method names, by Halton's sequence: no trial repeats another, and more of them fill the gaps. A trial that is hopeless
-is ended early: after a third of its steps, its validation loss is above the median of what the trials before it had reached by then (the
-median rule of Golovin et al. 2017, "Google Vizier", §3.2.2). The smallest validation loss wins. Test rows are never looked at.
+is ended early: after a third of its steps, its validation loss is above the median of what the trials before it had reached by then (after
+the median stopping rule of Golovin et al. 2017, "Google Vizier"). The smallest validation loss wins. Test rows are never looked at.
 """
 
 from __future__ import annotations

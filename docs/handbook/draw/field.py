@@ -1,4 +1,4 @@
-"""The map of the field, after Lialin et al. 2023, "Scaling Down to Scale Up", arXiv:2303.15647 (their figure 2).
+"""The map of the field, after Lialin et al. 2023, "Scaling Down to Scale Up", arXiv:2303.15647 (figure 2 of its first version).
 
 Three ways to train little — add something, select something, train something smaller that stands for it — and where they
 overlap. Methods that came after the survey, or that it leaves out, are placed by us and marked with a small circle.
@@ -36,7 +36,6 @@ PLACES = (
     Place("Ladder Side", 2022, "2206.06522", ADDED, COLUMNS[1], 72),
     Place("Adapters", 2019, "1902.00751", ADAPTER, COLUMNS[0], 162),
     Place("AdaMix", 2022, "2205.12410", ADAPTER, COLUMNS[1], 162),
-    Place("SparseAdapter", 2022, "2210.04284", ADAPTER, COLUMNS[2], 162),
     Place("MAM Adapter", 2021, "2110.04366", "additive: adapter and soft prompt", COLUMNS[1], 239),
     Place("Prompt Tuning", 2021, "2104.08691", PROMPT, COLUMNS[0], 328),
     Place("Prefix-Tuning", 2021, "2101.00190", PROMPT, COLUMNS[1], 328),
@@ -45,6 +44,7 @@ PLACES = (
     Place("SPoT", 2021, "2110.07904", PROMPT, COLUMNS[1], 384),
     Place("IPT", 2021, "2110.07867", PROMPT, COLUMNS[2], 384),
     Place("P-Tuning v2", 2021, "2110.07602", PROMPT, COLUMNS[0], 440, ours=True),
+    Place("SparseAdapter", 2022, "2210.04284", "additive and selective", 411, 238),
     Place("S4", 2023, "2301.01821", "all three", 411, 300),
     Place("UniPELT", 2021, "2110.07577", "additive and reparametrisation", 411, 384),
     Place("Compacter", 2021, "2106.04647", "additive and reparametrisation", 411, 440),
@@ -54,7 +54,7 @@ PLACES = (
     Place("LT-SFT", 2021, "2110.07560", CHOSEN, RIGHT[0], 144),
     Place("FAR", 2022, "2205.01541", CHOSEN, RIGHT[1], 144),
     Place("Cross-attention", 2021, "2104.08771", CHOSEN, RIGHT[2], 144),
-    Place("LN-tuning", 2022, "2211.08682", CHOSEN, RIGHT[0], 200, ours=True),
+    Place("LN-tuning", 2022, "2211.08682", CHOSEN, RIGHT[0], 200),
     Place("LoRA", 2021, "2106.09685", SMALL, RIGHT[0], 384),
     Place("KronA", 2022, "2212.10650", SMALL, RIGHT[1], 384),
     Place("Intrinsic SAID", 2020, "2012.13255", SMALL, RIGHT[2], 384),
@@ -72,7 +72,7 @@ def field(pages: dict[str, str]) -> Sheet:
         "The map of parameter-efficient fine-tuning",
         "Additive, selective and reparametrisation-based methods.",
     )
-    sheet.add('<path class="region a" d="M34 24H378a14 14 0 0 1 14 14V272a14 14 0 0 0 14 14H510a14 14 0 0 1 14 14V486a14 14 0 0 1 -14 14'
+    sheet.add('<path class="region a" d="M34 24H378a14 14 0 0 1 14 14V218a14 14 0 0 0 14 14H510a14 14 0 0 1 14 14V486a14 14 0 0 1 -14 14'
               'H34a14 14 0 0 1 -14 -14V38a14 14 0 0 1 14 -14Z"/>')  # fmt: skip
     sheet.add('<path class="region s" d="M416 40H866a14 14 0 0 1 14 14V258a14 14 0 0 1 -14 14H544a14 14 0 0 0 -14 14V344a14 14 0 0 1 -14 14'
               'H416a14 14 0 0 1 -14 -14V54a14 14 0 0 1 14 -14Z"/>')  # fmt: skip

@@ -5,7 +5,7 @@
 | `adamw` | 8 bytes: mean and mean square, float32 (Loshchilov & Hutter 2019, arXiv:1711.05101) | |
 | `adamw8bit` | 2 bytes: the same, in blocks of 8-bit numbers (Dettmers et al. 2022, arXiv:2110.02861) | bitsandbytes |
 | `paged_adamw8bit` | the same, moved to the host when the device is full (a CUDA device) | bitsandbytes |
-| `adafactor` | rows' and columns' mean squares only; wants a rate 10 to 100 times higher (Shazeer & Stern 2018, arXiv:1804.04235) | |
+| `adafactor` | rows' and columns' mean squares only; wants a much higher rate (Shazeer & Stern 2018, arXiv:1804.04235) | |
 | `lion` | 4 bytes: a mean, of which the sign counts; wants a rate 3 to 10 times lower (Chen et al. 2023, arXiv:2302.06675) | bitsandbytes |
 | `sgd` | nothing; wants a rate many times higher | |
 

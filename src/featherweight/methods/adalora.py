@@ -31,7 +31,8 @@ Symbols:
     b: how many triplets are left in all layers together
 
 Paper: Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv:2303.10512,
-section 3. The penalty is HF PEFT's: the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖, where the paper sums their squares.
+section 3 and, for b(t), appendix A; as in HF PEFT the fraction starts from zero, where the paper takes tfinal from t too.
+The penalty is HF PEFT's: the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖, where the paper sums their squares.
 
 Trainable parameters: init_r · (d_in + d_out + 1) per adapted layer; about target_r / init_r of them are saved.
 When to use it: a small budget of parameters and a run of hundreds of steps; it shows which layers matter to a task.

@@ -20,7 +20,7 @@ rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
 
 Trainable parameters: r · (d_in + d_out) per adapted layer.
 When to use it: the safe first choice; the paper finds it level with full fine-tuning on most tasks.
-When not: when thousands of adapters must be tiny ((IA)³ and prompts are 10 times smaller).
+When not: when thousands of adapters must be tiny (on the default model (IA)³ is 8 and a prompt 40 times smaller).
 What it costs: two thin matrix products per adapted layer; the backward pass walks the whole model but computes
 no gradient for W. Memory is that of activations: gradients and Adam states are for the thin matrices only.
 How to choose:

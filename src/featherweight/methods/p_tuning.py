@@ -20,8 +20,8 @@ Symbols:
     P: the prompt it makes, num_virtual_tokens vectors as wide as the model
     h: encoder_hidden_size, the network's inner width
 
-Paper: Liu et al. 2021, "GPT Understands, Too", arXiv:2103.10385, section 3 (there with an LSTM; the MLP is the
-common choice and HF PEFT's default).
+Paper: Liu et al. 2021, "GPT Understands, Too", arXiv:2103.10385 (there an LSTM in front of the MLP; the MLP
+alone is HF PEFT's default).
 
 Trainable parameters: n·d (embeddings; twice that in an encoder–decoder) + d·h + h + h·h + h + h·d + d with
 n = num_virtual_tokens, d the width and h = encoder_hidden_size.
@@ -36,8 +36,9 @@ Pitfalls:
     * It trains many more parameters than it saves: the size of the file is no measure of the memory while training.
     * Going on from a saved adapter is plain Prompt Tuning, for which this method's learning rate is too low.
     * It cannot be merged, and lengthens every input, as every prompt does.
-The paper's claim: GPTs, thought poor at understanding, become as good as BERTs of their size on SuperGLUE; on LAMA the best GPT
-recalls 64 % of the facts, more than 20 points above the best before (abstract of the first version).
+The paper's claim: GPTs, thought poor at understanding, become as good as BERTs of their size on SuperGLUE (with the
+model's weights trained too, say Lester et al. 2021, section 4); on LAMA the best GPT recalls 64 % of the facts, more than 20
+points above the best before (abstract of the first version).
 """
 
 from __future__ import annotations

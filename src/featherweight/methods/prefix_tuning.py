@@ -9,7 +9,7 @@ Where they start decides whether they learn. Random vectors (HF PEFT's default) 
 ever seen, and derail the model: on the default task they are still below the untouched model after 120 steps, where a
 start from text is far above it (benchmarks/results/tune.md). Ours start as the keys and values that the frozen model
 computes for a real text — the task's own instruction — so an adapted decoder starts exactly as the base that has
-read this text. The paper's section 7.4 recommends the same.
+read this text. The paper's section 7.4 finds the same where rows are few.
 
 Symbols:
     q: the queries of the real tokens
@@ -25,15 +25,15 @@ When not: with very short contexts or quantised caches; with libraries that rebu
 What it costs: attention over num_virtual_tokens more positions; no other layer sees longer rows, so it trains faster
 than Prompt Tuning. In an encoder–decoder the prefix sits in the decoder's self-attention, as in HF PEFT.
 How to choose:
-    num_virtual_tokens: 20 for classification; the paper goes up to 200 for summaries (section 7.2).
+    num_virtual_tokens: 20 for classification; the paper gains up to 200 for summaries, up to 10 for tables (section 7.1).
     init_weights: text, unless an experiment is about the start itself.
     init_text: say what is wanted; by default the task's instruction is taken.
 Pitfalls:
     * From a random start it may not learn at all in a short run (`examples/prefix_tuning.py` shows both).
     * It needs layers that read a cache: ModernBERT has none and is refused.
     * In an encoder–decoder HF PEFT's layout makes two layers share a row, and we keep it, so that files mean the same in both.
-The paper's claim: with 0.1 % of the parameters as good as full fine-tuning on full data, better with few examples and on topics not
-seen in training (abstract).
+The paper's claim: with 0.1 % of the parameters about as good as full fine-tuning on full data, better with few examples and on topics
+not seen in training (abstract).
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ Paper: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tu
 Trainable parameters: num_virtual_tokens × width. In an encoder–decoder HF PEFT counts and stores twice that, though
 only the encoder's half is ever used; we keep its count and format.
 When to use it: many tasks served by one model in one batch; the smallest files of all.
-When not: the paper's gap to full fine-tuning closes only near 10B parameters, so on a small model measure first (on the
-default task it is level with the others).
+When not: the paper's gap to full fine-tuning closes only at its largest model, 11B parameters, so on a small one measure
+first (on the default task it is level with the others).
 What it costs: every row grows by num_virtual_tokens, in training and for ever after. It takes a high learning rate.
 How to choose:
     num_virtual_tokens: 20; beyond that the paper finds only small gains (section 3.2).
@@ -32,7 +32,7 @@ Pitfalls:
     * It cannot be merged: a prompt is positions, not weights, and lengthens every input.
     * Its vectors are no words: what it has learned cannot be read.
 The paper's claim: as models grow past billions of parameters it "closes the gap" and matches tuning the whole model; on smaller ones
-it stays behind (abstract).
+it stays behind (abstract, figure 1).
 """
 
 from __future__ import annotations
