@@ -2,6 +2,7 @@
 
     python docs/capture.py             # all scenes of docs/captured/scenes.toml, in their order
     python docs/capture.py errors      # or some
+    python docs/capture.py notebooks   # the notebooks: their outputs are kept in them
 
 Both streams are kept as a terminal would show them, without progress lines, the folder that they ran in, and the hub's address. The last
 line says when, on what and with which versions.
@@ -17,8 +18,15 @@ import sys
 import tomllib
 from datetime import date
 from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from featherweight.provenance import machine, versions
+from handbook.notebook import FOLDER, ROOT, source_of
 
 HERE = Path(__file__).resolve().parent / "captured"
 DATA = HERE.parent.parent / "examples/data"
@@ -50,6 +58,29 @@ def run(command: str) -> str:
     return f"$ {command}\n{text}\n" + (f"[exit code {done.returncode}]\n" if done.returncode else "")
 
 
+def run_notebook(path: Path, told: str) -> None:
+    """Run a notebook where it lies and keep what it prints and draws, with where that was; progress is left out."""
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=3600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in book.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [shown for output in cell.outputs if (shown := _kept(output))]
+    book.metadata["language_info"] = {"name": "python"}
+    book.metadata["featherweight"] = {"ran": told, "source": source_of(book)}
+    nbformat.write(book, path)
+    print(f"captured {path.name}")
+
+
+def _kept(output: Any) -> Any:
+    """An output without progress, machine's paths and addresses."""
+    if output.output_type == "stream":
+        if output.name == "stderr":
+            return None
+        output.text = re.sub(r"'https?://[^']*'", "the hub", PROGRESS.sub("", output.text).replace(f"{ROOT}/", ""))
+    return output
+
+
 def main(wanted: list[str]) -> None:
     """Run the scenes and write their files."""
     if not wanted:
@@ -63,6 +94,9 @@ def main(wanted: list[str]) -> None:
             shown = "\n".join(run(command) for command in commands)
             (HERE / f"{name}.txt").write_text(f"{shown}\n# {told}\n", encoding="utf-8")
             print(f"captured {name}")
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        if not wanted or "notebooks" in wanted or path.stem in wanted:
+            run_notebook(path, told)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from featherweight import figures
 from featherweight.page import FILE, examples, page, write
 from featherweight.page.origin import flat
 from featherweight.plain import plain
-from featherweight.report import COLUMNS
 from featherweight.results import Line, write_tested
 from featherweight.rows import Row
+from featherweight.tables import COLUMNS
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 KNOWN = {TESTED: rows()}

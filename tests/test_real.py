@@ -11,7 +11,7 @@ import pytest
 
 import featherweight as fw
 from featherweight.base import fingerprint
-from featherweight.report import COLUMNS
+from featherweight.tables import COLUMNS
 from featherweight.tokens import writer_for
 
 pytestmark = pytest.mark.real

@@ -24,6 +24,10 @@ def contents() -> Contents:
             ("Troubleshooting", "guides/troubleshooting.md"),
             ("A method of your own", "guides/your-method.md"),
         ]),
+        ("Notebooks", [
+            ("The methods, side by side", "notebooks/side_by_side.md"),
+            ("Your own data", "notebooks/your_own_data.md"),
+        ]),
         ("Tricks", [
             ("For small machines", "tricks/index.md"),
             ("What fits on which card", "tricks/what-fits.md"),
@@ -35,6 +39,7 @@ def contents() -> Contents:
             ("Precision", "tricks/precision.md"),
             ("Packing", "tricks/packing.md"),
             ("Loss at labels only", "tricks/label-only-loss.md"),
+            ("Compilation", "tricks/compilation.md"),
         ]),
         ("How it works", [
             ("The one idea", "how-it-works.md"),

@@ -15,7 +15,7 @@ import jinja2
 from featherweight.demo import ARCHITECTURE
 from featherweight.methods import METHODS, method_class
 
-from . import measured, reference
+from . import measured, notebook, reference
 from .draw.charts import bars, intervals
 from .draw.field import PLACES, field
 from .explained import explained
@@ -33,6 +33,7 @@ def pages() -> dict[str, str]:
     by_hand = [(DOCS, path) for path in sorted(DOCS.rglob("*.md")) if not path.is_relative_to(DOCS / "handbook")]
     by_hand += [(WORDS, path) for path in sorted(WORDS.rglob("*.md"))]
     told = {path.relative_to(folder).as_posix(): filled(path.read_text(encoding="utf-8")) for folder, path in by_hand}
+    told |= {f"notebooks/{path.stem}.md": notebook.page(path) for path in sorted(notebook.FOLDER.glob("*.ipynb"))}
     return told | {f"methods/{name}.md": method_page(explained(name)) for name in METHODS}
 
 
@@ -185,6 +186,17 @@ def plan_of(card: str) -> str:
     return f"```console\n$ featherweight plan {found.strip()}\n```"
 
 
+def steps_until(row: dict[str, Any]) -> str:
+    """After how many steps compiling has paid, cold and from its cache."""
+    cold, cached = (row["pays_after_steps"][kind] for kind in ("cold", "cached"))
+    return "never" if cold is None else f"{cold:,.0f} steps, or {cached:,.0f}"
+
+
+def compiled_off() -> float:
+    """How far compiled losses are from plain ones at most."""
+    return max(float(row["losses_off"]) for row in measured.result("compilation.json")["rows"])
+
+
 def planned_weights() -> str:
     """What the weights of the 8B model take, as planned."""
     [found, *_] = re.findall(
@@ -200,7 +212,7 @@ ASKED_FOR: dict[str, Any] = {
     "our_methods": our_methods, "section": section, "results_table": results_table, "commands": reference.commands, "api": reference.api,
     "methods_measured": methods_measured, "result": measured.result, "trick_source": measured.trick_source,
     "captured": captured, "errors": errors, "majority": majority, "planned_weights": planned_weights, "what_fits": what_fits,
-    "plan_of": plan_of, "methods_drawn": methods_drawn,
+    "plan_of": plan_of, "methods_drawn": methods_drawn, "steps_until": steps_until, "compiled_off": compiled_off,
     "vocabulary": ARCHITECTURE["vocab_size"],
 }  # fmt: skip
 """What a page may ask for."""

@@ -7,6 +7,7 @@
     fw.attach(base.model, fw.LoRA(r=8))
     fw.train(base, task)
     print(fw.evaluate(base, task).accuracy)
+    print(fw.predict(base, ["A waste of time."])[0].label)
     fw.save(base.model, "my-adapter")
 
 The public names are these and no others; each is loaded when it is first used, so that importing the package (and
@@ -25,7 +26,7 @@ _WHERE = {
     "PrefixTuning": "methods.prefix_tuning", "IA3": "methods.ia3", "AdaLoRA": "methods.adalora",
     "Base": "base", "load_base": "base",
     "Task": "task", "load_task": "task",
-    "train": "api", "evaluate": "api", "generate": "api",
+    "train": "api", "evaluate": "api", "predict": "api", "generate": "api",
     "save": "adapter_folder", "load": "adapter_folder",
     "merge": "merging", "unmerge": "merging",
     "InputError": "errors",
@@ -35,7 +36,7 @@ __all__ = ["__version__", *sorted(_WHERE)]
 if TYPE_CHECKING:
     from .adapter import attach, attached, count, detach, live, rename
     from .adapter_folder import load, save
-    from .api import evaluate, generate, train
+    from .api import evaluate, generate, predict, train
     from .base import Base, load_base
     from .errors import InputError
     from .merging import merge, unmerge

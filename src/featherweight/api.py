@@ -1,9 +1,9 @@
-"""Training, evaluating and generating in one call each: what the command line does, from Python."""
+"""Training, evaluating, predicting and generating in one call each: what the command line does, from Python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from .engine.train import Report, Settings, fit
 from .errors import InputError
 from .identity import identity_of
 from .method import Method
-from .rows import Row, pieces
-from .scoring import EVAL_BATCH, Score, generate_from
+from .rows import Row, pieces, unlabelled
+from .scoring import EVAL_BATCH, Score, generate_from, probabilities
 from .scoring import evaluate as score
 from .task import Task
 from .tokens import Writer, writer_for
@@ -71,6 +71,67 @@ def evaluate(
     return score(base, task, writer, metric=metric, batch_size=batch_size)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """The label that a classifier gives to a text, and how it divides its belief among all of them."""
+
+    label: str
+    probabilities: dict[str, float]
+    """For each label; they sum to 1. They say what the model holds for likelier, not how often it is right."""
+
+    @property
+    def probability(self) -> float:
+        """Of the label that was chosen."""
+        return self.probabilities[self.label]
+
+
+def predict(
+    base: Base,
+    texts: Sequence[str | Mapping[str, Any]],
+    *,
+    about: dict[str, Any] | None = None,
+    batch_size: int = EVAL_BATCH,
+    max_length: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Label texts that nobody has labelled, with the adapter that is attached: one `Prediction` a text, always one of the trained labels.
+
+    A text is written as the adapter was trained, which `about` says (an adapter's `featherweight.json`; by default what the
+    attached one knows of itself). Where its template has several columns, give mappings: `{"title": …, "text": …}`. Raises
+    `InputError` for an adapter that was not trained to classify. `on_batch(texts done)` reports progress.
+    """
+    about = facts(base.model) if about is None else about
+    if not about.get("labels"):
+        raise InputError("this adapter was not trained to tell labels apart, so it has none to give; use generate")
+    template, labels = about["template"], list(about["labels"])
+    columns = [name for _, name in pieces(template)[0]]
+    rows = []
+    for number, text in enumerate(texts, 1):
+        if isinstance(text, str) and len(columns) > 1:
+            raise InputError(
+                f"text {number}: this adapter reads several columns ({', '.join(columns)}); give a mapping of them"
+            )
+        row = {columns[0]: text} if isinstance(text, str) else text
+        rows.append(unlabelled(template, row, f"text {number}", about.get("columns", {}).get("text_column")))
+    writer = writer_for(base, max_length, labels, attached(base.model).values())
+    return label_rows(base, rows, labels, writer, batch_size=batch_size, on_batch=on_batch)
+
+
+def label_rows(
+    base: Base,
+    rows: list[Row],
+    labels: list[str],
+    writer: Writer,
+    *,
+    batch_size: int = EVAL_BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """The same for rows that are written out already."""
+    found = probabilities(base, rows, labels, writer, batch_size=batch_size, on_batch=on_batch).tolist()
+    divided = [dict(zip(labels, row, strict=True)) for row in found]
+    return [Prediction(max(labels, key=each.__getitem__), each) for each in divided]
+
+
 def generate(
     base: Base,
     prompts: Sequence[str],
@@ -86,7 +147,7 @@ def generate(
     Without it the model's chat template is used where it has one; `raw` sends the text as it is.
     """
     if base.classifies:
-        raise InputError(f"{base.name} is an encoder: it answers with a class and writes no text; use evaluate")
+        raise InputError(f"{base.name} is an encoder: it answers with a class and writes no text; use predict")
     about = facts(base.model) if about is None else about
     writer = writer_for(base, None, methods=attached(base.model).values())
     ids = []

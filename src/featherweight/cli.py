@@ -29,6 +29,7 @@ from .config import (
     GenerateConfig,
     MergeConfig,
     PlanConfig,
+    PredictConfig,
     TrainConfig,
     merge,
 )
@@ -168,12 +169,23 @@ def evaluate(config: EvaluateConfig) -> None:
     raise typer.Exit(run_evaluate(config))
 
 
+@verb(PredictConfig)
+def predict(config: PredictConfig) -> None:
+    """Label rows that have no label yet, with an adapter that was trained on labels: each answer is one of them, with its probability.
+
+    Example: `featherweight predict --adapter my-adapter --data new.csv --out labelled.csv`
+    """
+    from .predicting import run_predict
+
+    raise typer.Exit(run_predict(config))
+
+
 @verb(GenerateConfig)
 def generate(config: GenerateConfig) -> None:
     """Write text with the base model or an adapter, from --prompt or one prompt a line on standard input.
 
     A prompt is written as the adapter was trained (its template), else with the model's chat template; --raw sends it
-    as it is. Example: `echo "A waste of time." | featherweight generate --adapter my-adapter`
+    as it is. Example: `featherweight generate --adapter my-adapter --prompt "How do I cook beans?"`
     """
     from .run import run_generate
 
@@ -206,7 +218,7 @@ def report(
     Times and memory of different machines are kept apart, and so are answers to different rows.
     Example: `featherweight report runs/compare-001 runs/compare-002 --out all`
     """
-    from .reporting import run_report
+    from .report import run_report
 
     raise typer.Exit(run_report(folders, out))
 

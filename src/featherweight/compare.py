@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import tables
 from .advice import advice, verdict
 from .base import load_config, pick_device
 from .bench import Bench, Outcome, Run
@@ -77,7 +77,7 @@ class Comparison:
         """Everything that is there so far."""
         keys = set(self.keys)
         others = [line for key, line in self.known.items() if key not in keys]
-        report.save(self.folder, self.lines, self.notes, [*self.lines, *others])
+        tables.save(self.folder, self.lines, self.notes, [*self.lines, *others])
 
 
 def compare(config: CompareConfig, task: Task, who: Sequence[Contender], folder: Path) -> Comparison:

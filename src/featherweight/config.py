@@ -268,6 +268,30 @@ class EvaluateConfig(DataConfig):
     out: str | None = Field(None, description="File for the predictions, one JSON object a line.")
 
 
+class PredictConfig(BaseConfig):
+    """`featherweight predict`."""
+
+    model: str | None = Field(None, description="Base model; by default the adapter's own.")  # type: ignore[assignment]
+    adapter: str | None = Field(None, description="Folder of an adapter that was trained on labels.")
+    force: bool = Field(
+        False,
+        description="Use the adapter even on another base or tokenizer than it was made for; answers may then mean nothing.",
+    )
+    data: str | None = Field(
+        None,
+        description="Rows to label: .csv, .tsv, .jsonl, .json, .parquet; without it every line of standard input is a text.",
+    )
+    text_column: str | None = Field(
+        None, description="Column with the text; by default the one the adapter was trained on."
+    )
+    batch_size: AtATime = Field(32, description="Rows per forward pass.")
+    max_length: Positive | None = Field(None, description="Cut rows to so many tokens; by default the model's context.")
+    out: str | None = Field(
+        None,
+        description="File for the rows with their labels (.csv, .tsv or .jsonl); without it each label is printed.",
+    )
+
+
 class GenerateConfig(BaseConfig):
     """`featherweight generate`."""
 
@@ -302,7 +326,15 @@ class MergeConfig(Config):
 
 LENGTHS = ("steps", "epochs", "tokens", "minutes")
 """Settings of which one says how long to train."""
-VERBS: tuple[type[Config], ...] = (TrainConfig, CompareConfig, PlanConfig, EvaluateConfig, GenerateConfig, MergeConfig)
+VERBS: tuple[type[Config], ...] = (
+    TrainConfig,
+    CompareConfig,
+    PlanConfig,
+    EvaluateConfig,
+    PredictConfig,
+    GenerateConfig,
+    MergeConfig,
+)
 
 
 def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any], places: Mapping[str, str] | None = None) -> C:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime
 import numbers
 import string
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import data
@@ -125,16 +125,16 @@ class Reader:
 
     def _check_template(self, columns: list[str], source: str) -> None:
         try:
-            self.head, self.tail = pieces(self.template)
+            head, _ = pieces(self.template)
         except ValueError as e:
             raise InputError(
                 f"--template {shown(self.template)} is malformed: {e}; write columns as {{name}}"
             ) from None
-        if not self.head:
+        if not head:
             raise InputError(f"--template {shown(self.template)} names no column; write one as {{{columns[0][:60]}}}")
-        if unknown := [name for _, name in self.head if name not in columns]:
+        if unknown := [name for _, name in head if name not in columns]:
             raise InputError(f"--template: {_no_column(source, unknown[0], columns)}")
-        if any(name == self.label_column for _, name in self.head):
+        if any(name == self.label_column for _, name in head):
             raise InputError(
                 f"--template {shown(self.template)} gives the answer away: it holds the label {self.label_column!r}"
             )
@@ -144,28 +144,17 @@ class Reader:
         write = self._classified if self.label_column else self._chat if self.messages_column else self._instructed
         return [write(row, place) for row, place in zip(table.rows, table.places, strict=True)]
 
-    def _value(self, row: dict[str, Any], column: str | None, place: str) -> str:
-        if column not in row:
-            raise InputError(f"data: {place}: there is no column {shown(column)}; there are: {listed(row)}")
-        if not (value := _text(row[column], column, place)):
-            raise InputError(f"data: {place}: the column {shown(column)} is empty")
-        return value
-
     def _classified(self, row: dict[str, Any], place: str) -> Row:
-        label = self._value(row, self.label_column, place)
-        head, texts = "", list[str]()
-        for before, column in self.head:  # further columns (a title, a second sentence) may be empty, the text may not
-            needed = column == self.text_column or len(self.head) == 1 or column not in row
-            texts.append(self._value(row, column, place) if needed else _text(row[column], column, place))
-            head += before + texts[-1]
-        return Row(((head, False), (self.tail, False), (label, True)), label, place, texts=tuple(texts))
+        label = _value(row, self.label_column, place)
+        asked = unlabelled(self.template, row, place, self.text_column)
+        return replace(asked, spans=(*asked.spans[:-1], (label, True)), answer=label, label=None)
 
     def _instructed(self, row: dict[str, Any], place: str) -> Row:
-        prompt = self._value(row, self.prompt_column, place)
+        prompt = _value(row, self.prompt_column, place)
         if context := _text(row.get(self.context_column or ""), self.context_column, place):
             prompt += "\n\n" + context
         prompt = self.template.replace("{prompt}", prompt)
-        response = self._value(row, self.response_column, place)
+        response = _value(row, self.response_column, place)
         chat = ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})
         return Row(((prompt, False), (response, True)), response, place, messages=chat)
 
@@ -180,6 +169,28 @@ class Reader:
         return Row(
             ((prompt, False), (messages[-1]["content"], True)), messages[-1]["content"], place, messages=messages
         )
+
+
+def unlabelled(template: str, row: Mapping[str, Any], place: str, needed: str | None = None) -> Row:
+    """A row that has no label yet, as a classifier reads it.
+
+    Further columns (a title, a second sentence) may be empty; the text, which is `needed`, may not.
+    """
+    columns, tail = pieces(template)
+    head, texts = "", list[str]()
+    for before, column in columns:
+        must = column == needed or len(columns) == 1 or column not in row
+        texts.append(_value(row, column, place) if must else _text(row[column], column, place))
+        head += before + texts[-1]
+    return Row(((head, False), (tail, False), ("", True)), "", place, label=0, texts=tuple(texts))
+
+
+def _value(row: Mapping[str, Any], column: str | None, place: str) -> str:
+    if column is None or column not in row:
+        raise InputError(f"data: {place}: there is no column {shown(column)}; there are: {listed(row)}")
+    if not (value := _text(row[column], column, place)):
+        raise InputError(f"data: {place}: the column {shown(column)} is empty")
+    return value
 
 
 def _text(value: Any, column: str | None, place: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import report
+from . import tables
 from .adapter import attach, attached, count
 from .adapter_folder import check_fit, load, read_method
 from .api import generate
@@ -49,7 +49,7 @@ from .prepare import (
     task_of,
 )
 from .progress import note
-from .reporting import write_page
+from .report import write_page
 from .run_folder import asked_for, at_work, find_comparison
 from .task import Task
 from .tokens import writer_for
@@ -90,7 +90,7 @@ def run_compare(config: CompareConfig) -> int:
         run.end("complete" if ended is None else "interrupted")
     if lines:
         print()
-        report.show(lines, done.notes)
+        tables.show(lines, done.notes)
     note(
         f"\nsaved in {folder} (report.html, table.md, table.csv, table.tex, rows.jsonl, figures/, one adapter folder per run)"
     )
@@ -146,7 +146,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
             json.dumps({"place": p, "answer": a, "prediction": g}, ensure_ascii=False) + "\n" for p, a, g in rows
         )
         path_of(config.out).write_text(text, encoding="utf-8")
-    print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
+    print(tables.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     return 0
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,7 @@ from .engine.lean import lean
 from .engine.loss import class_logits, logits_at
 from .engine.memory import free, out_of_memory, within
 from .errors import InputError
+from .rows import Row
 from .stats import wilson
 from .task import Task
 from .tokens import Example, Writer
@@ -95,29 +97,18 @@ def evaluate(
     if metric == "labels" and not task.labels:
         raise InputError("metric labels needs a task with labels; use exact_match")
     examples, cut = writer.examples(task.test)
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))  # if memory runs out, then at once
     answers: dict[int, str] = {}
     seconds, batches, right = 0.0, 0, 0
-    label_ids = writer.label_ids(task.labels) if metric == "labels" and not base.classifies else []
-    base.model.eval()
-    packing = bool(label_ids) and all(len(ids) == 1 for ids in label_ids) and keeps_apart(base)
-    with lean(base.model), within(base.device), rows_apart(base.model) if packing else nullcontext():
-        start = 0
-        while start < len(order):
-            chosen = order[start : start + batch_size]
-            clock = time.perf_counter()
-            texts = _answers(base, [examples[i] for i in chosen], task, label_ids, metric, packing, max_new_tokens)
-            if texts is None:  # out of memory: the same rows again, fewer at a time
-                free(base.device)
-                if batch_size == 1:
-                    raise InputError(
-                        "out of memory while evaluating, one row at a time: shorten rows with --max-length, or use --quantize"
-                    )
-                batch_size = (min(batch_size, len(chosen)) + 1) // 2
-                continue
-            seconds += time.perf_counter() - clock
+    with _scoring(base, writer, task.labels if metric == "labels" else []) as scores:
+
+        def answered(rows: list[Example]) -> list[str]:
+            if metric == "exact_match":
+                return generate_from(base, [r.prompt for r in rows], max_new_tokens)
+            return [task.labels[best] for best in scores(rows).argmax(dim=1).tolist()]
+
+        for chosen, texts, took in in_batches(base, examples, batch_size, answered):
+            seconds += took
             batches += 1
-            start += len(chosen)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text.strip()
                 right += answers[i] == task.test[i].answer.strip()
@@ -130,20 +121,70 @@ def evaluate(
     )
 
 
-@torch.no_grad()
-def _answers(
-    base: Base, rows: list[Example], task: Task, label_ids: list[list[int]], metric: str, packing: bool, longest: int
-) -> list[str] | None:
-    """What the model answers to these rows; None where memory does not suffice for so many."""
-    try:
-        if metric == "exact_match":
-            return generate_from(base, [r.prompt for r in rows], longest)
-        scores = first_token_scores(base, rows, label_ids) if packing else label_scores(base, rows, label_ids)
-        return [task.labels[best] for best in scores.argmax(dim=1).tolist()]
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e):
-            raise
-        return None
+def probabilities(
+    base: Base,
+    rows: list[Row],
+    labels: list[str],
+    writer: Writer,
+    *,
+    batch_size: int = EVAL_BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> Float[Tensor, "rows labels"]:
+    """How the model divides its belief among the labels, for rows whose label nobody has told: each row of the result sums to 1.
+
+    They are the scores that `evaluate` compares, and sum to 1 because nothing but the labels is asked about. They say which label the model
+    holds for likelier, not how often it is right. `on_batch(rows done)` reports progress.
+    """
+    examples, _ = writer.examples(rows)
+    found, done = torch.empty(len(rows), len(labels)), 0
+    with _scoring(base, writer, labels) as scores:
+        for chosen, given, _ in in_batches(base, examples, batch_size, lambda rows: scores(rows).softmax(-1).cpu()):
+            found[chosen] = given
+            done += len(chosen)
+            if on_batch:
+                on_batch(done)
+    return found
+
+
+@contextmanager
+def _scoring(
+    base: Base, writer: Writer, labels: list[str]
+) -> Iterator[Callable[[list[Example]], Float[Tensor, "rows labels"]]]:
+    """The base made ready to answer, and what scores the labels, where there are any."""
+    ids = writer.label_ids(labels) if labels and not base.classifies else []
+    packing = bool(ids) and all(len(i) == 1 for i in ids) and keeps_apart(base)
+    base.model.eval()
+    with torch.no_grad(), lean(base.model), within(base.device), rows_apart(base.model) if packing else nullcontext():
+        yield lambda rows: (first_token_scores if packing else label_scores)(base, rows, ids)
+
+
+def in_batches(
+    base: Base, examples: Sequence[Example], batch_size: int, answer: Callable[[list[Example]], Any]
+) -> Iterator[tuple[list[int], Any, float]]:
+    """(numbers of the rows, what `answer` says of them, its seconds), the longest rows first: if memory runs out, then at once.
+
+    Then the same rows are asked again, fewer at a time.
+    """
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
+    start = 0
+    while start < len(order):
+        chosen = order[start : start + batch_size]
+        clock, found = time.perf_counter(), None
+        try:
+            found = answer([examples[i] for i in chosen])
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+        if found is None:
+            free(base.device)
+            if batch_size == 1:
+                raise InputError(
+                    "out of memory while evaluating, one row at a time: shorten rows with --max-length, or use --quantize"
+                )
+            batch_size = (min(batch_size, len(chosen)) + 1) // 2
+            continue
+        yield chosen, found, time.perf_counter() - clock
+        start += len(chosen)
 
 
 def first_token_scores(

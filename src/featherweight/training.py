@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import tables
 from .adapter import count, facts, remember
 from .adapter_folder import CONFIG, OURS, WEIGHTS, save
 from .api import begin
@@ -109,7 +109,7 @@ def _finish(
     if code:
         return code
     score = evaluate_with_bar(base, task, writer, config.metric, build_method(config.method, {}).title)
-    print(report.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
+    print(tables.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     if result.saves:
         share = result.saving_seconds / (result.seconds + result.saving_seconds)
         note(f"{result.saves} checkpoints took {result.saving_seconds:.1f} s, {100 * share:.1f} % of the training time")

@@ -10,8 +10,8 @@ from ..advice import Standing
 from ..merged import estimate
 from ..plain import plain
 from ..progress import spell_seconds
-from ..report import COLUMNS
 from ..results import Entry, Line
+from ..tables import COLUMNS
 
 MIB = 2**20
 NONE = "–"

@@ -9,7 +9,7 @@ from typing import Any
 
 from command import BARE, Cli, complaint
 from featherweight.merged import kept_apart
-from featherweight.reporting import gathered, title_of
+from featherweight.report import gathered, title_of
 from featherweight.results import Line, read, write
 
 

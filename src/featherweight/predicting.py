@@ -1,0 +1,151 @@
+"""`predict`: an adapter that was trained on labels gives them to rows that have none."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from . import data
+from .adapter import attached
+from .adapter_folder import load
+from .api import Prediction, label_rows
+from .config import PredictConfig
+from .demo import MODEL
+from .errors import InputError, listed, shown
+from .foreign import path_of
+from .identity import check_tokens
+from .prepare import base_for, check_adapter, check_fits, check_writable
+from .progress import bar, note
+from .rows import Row, pieces, unlabelled
+from .tokens import writer_for
+
+BLOCK = 1024
+"""Rows that are written together: no more is lost when somebody interrupts."""
+ADDED = ("prediction", "probability")
+"""The columns that a row has besides its own once it is labelled."""
+ENDINGS = (".csv", ".tsv", ".jsonl")
+
+Writes = Callable[[Sequence[Mapping[str, Any]], Sequence[Prediction]], None]
+
+
+def run_predict(config: PredictConfig) -> int:
+    """`featherweight predict`."""
+    if config.adapter is None:
+        raise InputError("give --adapter, the folder of an adapter that was trained on labels")
+    saved = check_adapter(config.adapter)
+    labels = saved.get("labels")
+    if not labels:
+        raise InputError(
+            f"the adapter {config.adapter} was not trained to tell labels apart, so it has none to give; use featherweight generate"
+        )
+    table = asked_of(config, saved)
+    rows = written_out(config, table, saved)
+    if config.out is not None:
+        _check_out(config.out, config.data, table)
+    name = config.model or saved.get("base") or MODEL
+    check_fits(config.adapter, name, labels)
+    base = base_for(config, name, labels)
+    load(base.model, config.adapter, force=config.force)
+    check_tokens(base, saved, force=config.force)
+    writer, done = writer_for(base, config.max_length, labels, attached(base.model).values()), 0
+    with labelled(config.out, table.columns) as write, bar("predict", len(rows)) as progress:
+
+        def show(in_block: int) -> None:
+            progress.update(done + in_block, "rows labelled")
+
+        try:
+            for start in range(0, len(rows), BLOCK):
+                block = slice(start, start + BLOCK)
+                found = label_rows(base, rows[block], labels, writer, batch_size=config.batch_size, on_batch=show)
+                write(table.rows[block], found)
+                done += len(found)
+        finally:
+            where = f"with their labels in {config.out}" if config.out else "labelled"
+            note(f"{done:,} of {len(rows):,} rows are {where}")
+    return 0
+
+
+def asked_of(config: PredictConfig, saved: Mapping[str, Any]) -> data.Rows:
+    """The rows to label: those of the file, all its splits, or one for each line of standard input that is not empty."""
+    if config.data is not None:
+        splits = list(data.read(config.data).values())
+        return data.Rows(config.data, [r for s in splits for r in s.rows], [p for s in splits for p in s.places])
+    if sys.stdin.isatty():
+        raise InputError("give --data, or texts on standard input, one a line")
+    column = config.text_column or pieces(saved["template"])[0][0][1]
+    try:
+        lines = [(n, line.strip()) for n, line in enumerate(sys.stdin, 1) if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8 text; convert it to UTF-8") from None
+    if not lines:
+        raise InputError("standard input is empty; give texts, one a line, or --data")
+    return data.Rows("standard input", [{column: line} for _, line in lines], [f"standard input:{n}" for n, _ in lines])
+
+
+def written_out(config: PredictConfig, table: data.Rows, saved: Mapping[str, Any]) -> list[Row]:
+    """The rows as the adapter's template writes them; every one is looked at before a model loads."""
+    wanted = [name for _, name in pieces(saved["template"])[0]]
+    if config.text_column is not None and len(wanted) > 1:
+        raise InputError(
+            f"--text-column: this adapter reads the columns {', '.join(wanted)}; give those of the file these names"
+        )
+    source = {name: config.text_column or name for name in wanted}
+    if missing := [column for column in source.values() if column not in table.columns]:
+        flag = "; name the one with the text with --text-column" if len(wanted) == 1 else ""
+        raise InputError(
+            f"data: {table.source} has no column {shown(missing[0])}, which the adapter reads; "
+            f"its columns are: {listed(table.columns)}{flag}"
+        )
+    needed = (saved.get("columns") or {}).get("text_column")
+    return [
+        unlabelled(saved["template"], {name: row.get(column) for name, column in source.items()}, place, needed)
+        for row, place in zip(table.rows, table.places, strict=True)
+    ]
+
+
+def _check_out(out: str, source: str | None, table: data.Rows) -> None:
+    path = path_of(out)
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(
+            f"--out {out}: labelled rows are written as {', '.join(ENDINGS)}; give the file one of these endings"
+        )
+    if source is not None and path.exists() and path_of(source).exists() and path.samefile(path_of(source)):
+        raise InputError(f"--out {out} is the file of --data, which would be lost; choose another")
+    if there := [name for name in ADDED if name in table.columns]:
+        raise InputError(
+            f"data: {table.source} has a column {shown(there[0])} already, which would be lost; rename it first"
+        )
+    check_writable(out)
+
+
+@contextmanager
+def labelled(out: str | None, columns: Sequence[str]) -> Iterator[Writes]:
+    """What writes rows with their labels, into the file as it goes, or each label and its probability in a line of standard output."""
+    if out is None:
+        yield lambda _, found: print("\n".join(f"{p.label}\t{p.probability:.4f}" for p in found), flush=True)
+        return
+    with path_of(out).open("w", encoding="utf-8", newline="") as file:
+        if path_of(out).suffix.lower() == ".jsonl":
+
+            def write(rows: Sequence[Mapping[str, Any]], found: Sequence[Prediction]) -> None:
+                for row, p in zip(rows, found, strict=True):
+                    told = {**row, "prediction": p.label, "probability": round(p.probability, 4)}
+                    file.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+                file.flush()
+
+        else:
+            sheet = csv.writer(
+                file, delimiter="\t" if path_of(out).suffix.lower() == ".tsv" else ",", lineterminator="\n"
+            )
+            sheet.writerow([*columns, *ADDED])
+
+            def write(rows: Sequence[Mapping[str, Any]], found: Sequence[Prediction]) -> None:
+                for row, p in zip(rows, found, strict=True):
+                    sheet.writerow([*(row.get(c) for c in columns), p.label, f"{p.probability:.4f}"])
+                file.flush()
+
+        yield write
