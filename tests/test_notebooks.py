@@ -68,7 +68,7 @@ def test_your_own_data(tmp_path: Path) -> None:
     assert "step  12: loss" in text
     assert "adapter_config.json" in text
     assert text.count("I paid two times for the same lamp.") == 1
-    assert "8.00 GiB" in text or "8 GB" in text
+    assert "It fits into the 8.0 GiB of this memory." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)

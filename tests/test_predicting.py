@@ -87,6 +87,15 @@ def test_texts_on_standard_input_get_a_line_each(fw_cli: Cli, trained: tuple[Pat
     assert all(0 < float(p) <= 1 for _, p in given)
 
 
+def test_an_adapter_that_was_attached_before_it_is_trained_knows_its_labels_too(llama: Path, reviews: Path) -> None:
+    base = fw.load_base(str(llama), dtype="float32", device="cpu")
+    fw.attach(base.model, fw.LoRA(r=2))
+    fw.train(base, fw.load_task(str(reviews), test_fraction=0.3), steps=1)
+    assert fw.predict(base, ["a fine film"])[0].label in LABELS
+    fw.save(base.model, "mine")
+    assert read_about("mine")["labels"] == LABELS
+
+
 @pytest.fixture
 def adapter(llama: Path, reviews: Path, in_tmp: Path) -> Path:
     base = fw.load_base(str(llama), dtype="float32", device="cpu")

@@ -20,7 +20,7 @@ from featherweight.run_folder import at_work
 from forked import Forked, said, when
 from killing import SHORT, result_of
 
-LONG = ("--steps", 4000, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
+LONG = ("--steps", 800, "--batch-size", 4, "--dtype", "float32", "--set", "lora_dropout=0.1")
 
 
 # --- signals --------------------------------------------------------------------------------------------------------------
@@ -33,14 +33,14 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
     (in_tmp / "whole").mkdir()
     assert server.run(in_tmp / "whole", *line(*LONG)) == 0, said(in_tmp / "whole")
     pid = server.start(in_tmp, *line(*LONG))
-    when(in_tmp, "train: 1000/4000")
+    when(in_tmp, "train: 200/800")
     os.kill(pid, number)
     assert server.wait(pid) == 128 + number
     run = in_tmp / "runs" / "lora-001"
     assert json.loads((run / "run.json").read_text())["ended"] == "interrupted"
     assert len(list((run / "checkpoints").iterdir())) == 1
     if number != signal.SIGHUP:  # the words go nowhere then
-        assert re.search(r"interrupted after \d+ of 4000 steps.*or the same command, goes on", said(in_tmp))
+        assert re.search(r"interrupted after \d+ of 800 steps.*or the same command, goes on", said(in_tmp))
     assert "Traceback" not in said(in_tmp)
     fw.load(fw.load_base(str(line()[2]), dtype="float32").model, run)
     assert server.run(in_tmp, *line(*LONG)) == 0, said(in_tmp)
@@ -327,7 +327,7 @@ def test_a_second_run_in_a_folder_is_refused_and_told_of_the_first(
 ) -> None:
     args = line(*LONG, "--out", "mine")
     pid = server.start(in_tmp, *args)
-    when(in_tmp, "train: 1000/4000")
+    when(in_tmp, "train: 200/800")
     words = complaint(fw_cli(*args))
     assert f"another run is at work in it (process {pid} on " in words
     assert "featherweight train" in words

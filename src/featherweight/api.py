@@ -27,9 +27,14 @@ def begin(base: Base, method: Method, task: Task, writer: Writer, *, seed: int =
     if base.fresh:  # what started random must go with the adapter
         method = replace(method, modules_to_save=(*(method.modules_to_save or ()), *base.fresh))
     method = attach(base.model, method.starting_from(task.instruction), name, encode=writer.plain)
+    _know(base, task, name)
+    return method
+
+
+def _know(base: Base, task: Task, name: str) -> None:
+    """Keep with an adapter what it is trained on: `save` tells it, and `predict` and `generate` write rows the same way."""
     known = {"base": base.name, "dtype": str(base.model.dtype).removeprefix("torch."), **task.about}
     remember(base.model, name, **known, identity=identity_of(base, task, {}, name))
-    return method
 
 
 def train(
@@ -56,6 +61,8 @@ def train(
         begin(base, method, task, writer, seed=seed, name=name)
     elif name not in attached(base.model):
         raise InputError("nothing to train: pass a method, such as LoRA(r=8)")
+    else:
+        _know(base, task, name)
     method = attached(base.model)[name]
     chosen = Settings(lr=lr if lr is not None else method.rate(base.classifies), seed=seed, **settings)
     report = fit(base, examples, chosen, name=name, on_step=on_step)

@@ -52,6 +52,11 @@ class Tricks:
         """Whether the result is what it would be without."""
         return self.quantize == "none"
 
+    @property
+    def number(self) -> int:
+        """How many are switched on."""
+        return sum(way != "none" for way in (self.kept, self.quantize, self.stream))
+
     def __str__(self) -> str:
         told = [self.quantize] * (self.quantize != "none") + [f"checkpoint {self.kept}"] * (self.kept != "none")
         told += [f"stream {self.stream}"] * (self.stream != "none")
@@ -199,9 +204,13 @@ def sets_for(target: Target) -> Iterator[Tricks]:
 
 
 def rank(plan: Plan, memory_bytes: int) -> tuple[Any, ...]:
-    """What fits comes first, then what is not streamed, then what is exact, then what is quick; else what needs least."""
-    fits = plan.fits(memory_bytes)
-    return not fits, _order(plan.tricks) if fits else (), (plan.seconds or 0.0) if fits else plan.high, plan.bytes
+    """What fits comes first, then what is not streamed, then what is exact, then what is quick; else what needs least.
+
+    Where times are not known, the fewest tricks count as the quickest: each of them costs time.
+    """
+    if not plan.fits(memory_bytes):
+        return True, (), plan.high, plan.bytes
+    return False, _order(plan.tricks), plan.tricks.number if plan.seconds is None else plan.seconds, plan.bytes
 
 
 def _order(tricks: Tricks) -> tuple[bool, bool]:
