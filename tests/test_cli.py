@@ -768,6 +768,15 @@ def test_evaluate_holds_out_the_rows_that_the_adapter_was_not_trained_on(
     assert sorted(tested) == sorted(r.place for r in own.test)
     every = fw_cli("evaluate", "--adapter", "mine", *common, "--split", "all")
     assert "the ones that the adapter was trained on" in every.err
+    shutil.copy(reviews, "moved.csv")
+    moved = fw_cli("evaluate", "--adapter", "mine", "--data", "moved.csv", "--dtype", "float32")
+    assert moved.out == done.out
+    assert "it is asked those that were held out" in moved.err
+    with Path("moved.csv").open("a") as file:
+        file.write("another film,bad\n")
+    n = len(Path("moved.csv").read_text().splitlines()) - 1
+    others = fw_cli("evaluate", "--adapter", "mine", "--data", "moved.csv", "--dtype", "float32")
+    assert f"n = {n}" in others.out
 
 
 def test_an_adapter_finds_its_base_again_from_another_folder(

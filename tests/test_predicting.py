@@ -64,7 +64,7 @@ def test_a_file_gets_two_columns_more_and_keeps_its_own(
     for ending in ("csv", "tsv", "jsonl"):
         result = fw_cli("predict", "--adapter", trained[1], "--data", "new.csv", "--out", f"labelled.{ending}")
         assert result.code == 0
-        assert f"5 of 5 rows are with their labels in labelled.{ending}" in result.err
+        assert f"labelled 5 of 5 rows; they are in labelled.{ending}" in result.err
     with Path("labelled.csv").open(newline="") as file:
         got = list(csv.DictReader(file))
     assert [(row["id"], row["text"]) for row in got] == rows

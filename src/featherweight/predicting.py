@@ -64,8 +64,8 @@ def run_predict(config: PredictConfig) -> int:
                 write(table.rows[block], found)
                 done += len(found)
         finally:
-            where = f"with their labels in {config.out}" if config.out else "labelled"
-            note(f"{done:,} of {len(rows):,} rows are {where}")
+            if config.out is not None or done < len(rows):
+                note(f"labelled {done:,} of {len(rows):,} rows" + (f"; they are in {config.out}" if config.out else ""))
     return 0
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from .encoder import head_order, is_encoder, own_labels
 from .errors import InputError
 from .foreign import path_of
 from .forgetting import general_texts
-from .identity import check_tokens
+from .identity import check_tokens, data_print
 from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
@@ -114,16 +115,17 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
     saved = check_adapter(config.adapter)
     labels = saved.get("labels") or None
-    own = saved.get("data") == named(config.data) and config.test_data is None
+    columns = {k: v for k, v in (saved.get("columns") or {}).items() if getattr(config, k) is None}
+    if not (config.text_column or config.label_column or config.prompt_column or config.response_column):
+        config = config.model_copy(update=columns)
+    own = config.test_data is None and (saved.get("data") == named(config.data) or _moved(config, saved))
     held_out = own or config.data == DATA or config.test_data is not None or not path_of(config.data).exists()
     every = config.split == "all" or (config.split == "auto" and not held_out)
     if own and every:
         note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
     elif own:  # another seed would hold out other rows, most of which it has been trained on
+        note("the adapter was trained on rows of this data: it is asked those that were held out")
         config = config.model_copy(update=saved.get("held_out") or {})
-    columns = {k: v for k, v in (saved.get("columns") or {}).items() if getattr(config, k) is None}
-    if not (config.text_column or config.label_column or config.prompt_column or config.response_column):
-        config = config.model_copy(update=columns)
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
         _refuse_own_input(config)
@@ -148,6 +150,18 @@ def run_evaluate(config: EvaluateConfig) -> int:
         path_of(config.out).write_text(text, encoding="utf-8")
     print(tables.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
     return 0
+
+
+def _moved(config: EvaluateConfig, saved: dict[str, Any]) -> bool:
+    """Whether these are the rows that the adapter was trained on, in a file of another name or place: split as then, they tell."""
+    split, told = saved.get("held_out") or {}, (saved.get("identity") or {}).get("data")
+    if "seed" not in split or told is None or not path_of(config.data).is_file():
+        return False
+    with suppress(InputError):  # what is wrong with them is said later
+        as_then = config.model_copy(update=split)
+        task = task_of(as_then, labels=saved.get("labels") or None, template=saved.get("template") or None)
+        return data_print(task.train) == told
+    return False
 
 
 def _refuse_own_input(config: EvaluateConfig) -> None:
