@@ -65,20 +65,27 @@ def run_notebook(path: Path, told: str) -> None:
     for cell in book.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [shown for output in cell.outputs if (shown := _kept(output))]
+            cell.outputs = _kept(cell.outputs)
     book.metadata["language_info"] = {"name": "python"}
     book.metadata["featherweight"] = {"ran": told, "source": source_of(book)}
     nbformat.write(book, path)
     print(f"captured {path.name}")
 
 
-def _kept(output: Any) -> Any:
-    """An output without progress, machine's paths and addresses."""
-    if output.output_type == "stream":
-        if output.name == "stderr":
-            return None
-        output.text = re.sub(r"'https?://[^']*'", "the hub", PROGRESS.sub("", output.text).replace(f"{ROOT}/", ""))
-    return output
+def _kept(outputs: list[Any]) -> list[Any]:
+    """A cell's outputs as one text after another, without progress, machine's paths and addresses."""
+    kept: list[Any] = []
+    for output in outputs:
+        if output.output_type != "stream":
+            kept.append(output)
+        elif output.name == "stdout" and kept and kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        elif output.name == "stdout":
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = re.sub(r"'https?://[^']*'", "the hub", PROGRESS.sub("", output.text).replace(f"{ROOT}/", ""))
+    return kept
 
 
 def main(wanted: list[str]) -> None:

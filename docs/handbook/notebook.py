@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .links import ROOT
+from .measured import footnote
 
 FOLDER = ROOT / "examples/notebooks"
 
@@ -29,7 +30,9 @@ def page(path: Path) -> str:
     """The notebook as Markdown; links are written as from `docs/`."""
     book, inside = read(path), path.relative_to(ROOT).as_posix()
     ran = book["metadata"]["featherweight"]["ran"]
-    told = f"This page is the notebook [`{inside}`](/{inside}), as [`docs/capture.py`](/docs/capture.py) ran it: {ran}.\n{{: .source }}"
+    told = footnote(
+        f"This page is the notebook [`{inside}`](/{inside}), as [`docs/capture.py`](/docs/capture.py) ran it: {ran}"
+    )
     title, *rest = (_cell(cell) for cell in book["cells"])
     head, _, words = title.partition("\n")
     return "\n\n".join([head, told, words.strip("\n"), *rest]) + "\n"
