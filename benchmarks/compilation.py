@@ -29,17 +29,16 @@ from featherweight.demo import MODEL
 from featherweight.engine.train import Settings, fit
 from speed_work import rows_of
 
-METHODS = {"lora": fw.LoRA(r=8), "ia3": fw.IA3()}
 STEPS = 4
 """Of eight rows, in each round."""
 
 
-def measure(model: str, work: str, method: str, rounds: int) -> dict[str, Any]:
+def measure(model: str, work: str, rounds: int) -> dict[str, Any]:
     """Seconds of the plain and the compiled steps of each round, losses, and of the first compiled round."""
     base = fw.load_base(model)
     rows = rows_of(work, base, 8 * STEPS)
     torch.manual_seed(0)
-    fw.attach(base.model, METHODS[method])
+    fw.attach(base.model, fw.LoRA(r=8))
     settings = Settings(steps=STEPS, batch_size=8, lr=1e-12)  # nothing is learned: every round does the same
     layers = list(base.model.model.layers)
     for layer in layers:
@@ -63,21 +62,21 @@ def measure(model: str, work: str, method: str, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def apart(model: str, work: str, method: str, rounds: int, cache: str) -> dict[str, Any]:
+def apart(model: str, work: str, rounds: int, cache: str) -> dict[str, Any]:
     """The same in a process of its own, with a cache of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--child", model, work, method, str(rounds)],
+        [sys.executable, __file__, "--child", model, work, str(rounds)],
         capture_output=True, text=True, check=True, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def row(model: str, work: str, method: str, rounds: int) -> dict[str, Any]:
-    """One work and method: what compiling costs, what it gives, and when it has paid."""
+def row(model: str, work: str, rounds: int) -> dict[str, Any]:
+    """One work: what compiling costs, what it gives, and when it has paid."""
     with tempfile.TemporaryDirectory() as cache:
-        cold = apart(model, work, method, rounds, cache)
-        warm = apart(model, work, method, 1, cache)
+        cold = apart(model, work, rounds, cache)
+        warm = apart(model, work, 1, cache)
     ratios = [compiled / plain for plain, compiled in zip(cold["plain"], cold["compiled"], strict=True)]
     step = statistics.median(cold["plain"]) / STEPS
     costs = {
@@ -88,7 +87,6 @@ def row(model: str, work: str, method: str, rounds: int) -> dict[str, Any]:
     off = max(abs(a - b) / abs(a) for a, b in zip(*cold["losses"], strict=True))
     return {
         "work": work,
-        "method": method,
         "ratios": ratios,
         "step_seconds": step,
         "cost_seconds": costs,
@@ -98,23 +96,24 @@ def row(model: str, work: str, method: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All works and methods."""
+    """Every work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--works", default="reviews", help="of `speed_work`: reviews, answers")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        model, work, method, rounds = args.child
-        print(json.dumps(measure(model, work, method, int(rounds))))
+        model, work, rounds = args.child
+        print(json.dumps(measure(model, work, int(rounds))))
         return
     assert args.out, "give --out"
     found = []
-    for work, method in (("reviews", "lora"), ("answers", "lora"), ("reviews", "ia3")):
-        found.append(row(args.model, work, method, args.rounds))
+    for work in args.works.split(","):
+        found.append(row(args.model, work, args.rounds))
         print(json.dumps(found[-1]), flush=True)
-    args.out.write_text(json.dumps({"rows": found, "rounds": args.rounds, **provenance.record()}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"rows": found, "rounds": args.rounds, **provenance.record()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
