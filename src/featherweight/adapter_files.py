@@ -127,10 +127,10 @@ def _is_template(value: Any) -> bool:
     if not _is_text(value):
         return False
     try:
-        pieces(value)
+        columns, _ = pieces(value)
     except ValueError:
         return False
-    return True
+    return bool(columns)
 
 
 def _are_labels(value: Any) -> bool:

@@ -108,7 +108,7 @@ def predict(
     `InputError` for an adapter that was not trained to classify. `on_batch(texts done)` reports progress.
     """
     about = facts(base.model) if about is None else about
-    if not about.get("labels"):
+    if not about.get("labels") or not about.get("template"):
         raise InputError("this adapter was not trained to tell labels apart, so it has none to give; use generate")
     template, labels = about["template"], list(about["labels"])
     columns = [name for _, name in pieces(template)[0]]

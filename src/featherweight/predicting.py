@@ -38,7 +38,7 @@ def run_predict(config: PredictConfig) -> int:
         raise InputError("give --adapter, the folder of an adapter that was trained on labels")
     saved = check_adapter(config.adapter)
     labels = saved.get("labels")
-    if not labels:
+    if not labels or not saved.get("template"):
         raise InputError(
             f"the adapter {config.adapter} was not trained to tell labels apart, so it has none to give; use featherweight generate"
         )
