@@ -63,8 +63,11 @@ def test_where_memory_hardly_differs_the_fastest_is_advised() -> None:
 
 def test_one_that_is_measurably_the_best_is_called_so() -> None:
     use, _, unknown = advice([a_line("a", GOOD), a_line("b", BAD)])
-    assert use == "advice: use A: 90.0 % right, measurably the best method here"
-    assert unknown == "advice: with 600 test rows and one seed the best row is told apart from every other"
+    assert use == "advice: use A: 90.0 % right, measurably the best method here after 9 steps"
+    assert (
+        unknown
+        == "advice: with 600 test rows and one seed the best row is told apart from every other; of other seeds it is not known"
+    )
 
 
 def test_where_training_has_not_been_shown_to_help_that_comes_first() -> None:

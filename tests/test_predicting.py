@@ -87,6 +87,15 @@ def test_texts_on_standard_input_get_a_line_each(fw_cli: Cli, trained: tuple[Pat
     assert all(0 < float(p) <= 1 for _, p in given)
 
 
+def test_a_row_without_a_text_gets_no_label_and_holds_up_no_other(fw_cli: Cli, adapter: Path) -> None:
+    result = fw_cli("predict", "--adapter", adapter, "--data", "empty.csv", "--out", "labelled.csv")
+    assert result.code == 0
+    assert "1 rows have no text, and get no label; the first is empty.csv:3" in result.err
+    full, empty = Path("labelled.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert full.startswith("a fine film,3,")
+    assert empty == ",0,,"
+
+
 def test_an_adapter_that_was_attached_before_it_is_trained_knows_its_labels_too(llama: Path, reviews: Path) -> None:
     base = fw.load_base(str(llama), dtype="float32", device="cpu")
     fw.attach(base.model, fw.LoRA(r=2))
@@ -104,6 +113,7 @@ def adapter(llama: Path, reviews: Path, in_tmp: Path) -> Path:
     Path("new.csv").write_text("text,length\na fine film,3\n", encoding="utf-8")
     Path("other.csv").write_text("letter\na fine film\n", encoding="utf-8")
     Path("empty.csv").write_text("text,length\na fine film,3\n,0\n", encoding="utf-8")
+    Path("blank.csv").write_text("text,length\n,0\n  ,2\n", encoding="utf-8")
     Path("done.csv").write_text("text,prediction\na fine film,bad\n", encoding="utf-8")
     return Path("adapter")
 
@@ -115,7 +125,7 @@ def adapter(llama: Path, reviews: Path, in_tmp: Path) -> Path:
         (["--data", "none.csv"], "there is no file none.csv"),
         (["--data", "other.csv"], "other.csv has no column 'text', which the adapter reads; its columns are: letter; name the one"),
         (["--data", "new.csv", "--text-column", "txt"], "new.csv has no column 'txt'"),
-        (["--data", "empty.csv"], "empty.csv:3: the column 'text' is empty"),
+        (["--data", "blank.csv"], "blank.csv has no text in any row, so there is nothing to label"),
         (["--data", "new.csv", "--out", "x.xlsx"], "labelled rows are written as .csv, .tsv, .jsonl"),
         (["--data", "new.csv", "--out", "./new.csv"], "is the file of --data, which would be lost"),
         (["--data", "done.csv", "--out", "x.csv"], "done.csv has a column 'prediction' already"),

@@ -16,7 +16,7 @@ from .links import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
 Record = dict[str, Any]
-SUMMED = ("train_steps", "train_seconds", "train_examples", "eval_seconds", "eval_batches")
+SUMMED = ("train_steps", "train_seconds", "train_examples", "eval_seconds", "eval_batches", "eval_examples")
 
 
 @functools.cache
@@ -39,6 +39,7 @@ def of_method(file: str, name: str) -> Record | None:
         **largest,
         "accuracy": found.mean,
         "interval": list(found.interval),
+        "n": found.n,
         "seeds": found.seeds,
     }
 

@@ -13,7 +13,7 @@ from featherweight import cli
 
 GROUPS = {
     "Models and data": ("load_base", "Base", "load_task", "Task"),
-    "Training and using": ("train", "evaluate", "generate"),
+    "Training and using": ("train", "evaluate", "predict", "generate"),
     "Adapters on a model": ("attach", "attached", "live", "detach", "rename", "count"),
     "Adapters on disk and in the weights": ("save", "load", "merge", "unmerge"),
     "A method of your own": ("Method", "Part"),

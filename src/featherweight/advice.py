@@ -84,7 +84,7 @@ def advice(lines: Sequence[Line]) -> list[str]:
         why = "needs least memory" if len(cheap) == 1 else "is the fastest of those that need least memory"
         what += f"; of the {len(group)} methods that cannot be told apart here it {why}"
     elif sum(s.entry.first.kind == "method" for s in found) > 1:
-        what += ", measurably the best method here"
+        what += f", measurably the best method here after {chosen.first.train_steps} steps"
     if free := [s.entry.first.method for s in found if not s.entry.first.train_steps and not s.apart]:
         what = f"no method is measurably better here than this, which trains nothing: {', '.join(free)}; if one, {what}"
     return [f"advice: {what}", f"advice: {_cost(chosen, lines)}", f"advice: {_unknown(found)}"]
@@ -115,7 +115,8 @@ def _unknown(found: Sequence[Standing]) -> str:
     group = [s for s in found if not s.apart]
     widths = [(s.behind.interval[1] - s.behind.interval[0]) / 2 for s in group if s.behind]
     if not widths:
-        return f"with {rows} the best row is told apart from every other"
+        words = f"with {rows} the best row is told apart from every other"
+        return words + ("; of other seeds it is not known" if seeds == 1 else "")
     low, high = group[0].entry.accuracy.interval
     seen = 100 * (max(widths) or (high - low) / 2)
     names = ", ".join(s.entry.first.method for s in group)

@@ -21,6 +21,7 @@ from .advice import advice, verdict
 from .base import load_config, pick_device
 from .bench import Bench, Outcome, Run
 from .budget import foreseen, largest_batch, steps_for_tokens
+from .caveats import unlearned
 from .config import CompareConfig
 from .contenders import Contender
 from .engine.memory import free, left_bytes
@@ -229,7 +230,7 @@ def left_bytes_here(config: CompareConfig) -> int | None:
 
 
 def blind_spots(lines: Sequence[Line], task: Task) -> list[str]:
-    """What an accuracy hides: classes that no row of the table ever answers."""
+    """What an accuracy hides: classes that no row of the table ever answers, and methods that had no time to learn."""
     found = [e for e in entries(lines) if e.first.kind == "method"]
     if not task.labels or not found:
         return []
@@ -241,4 +242,7 @@ def blind_spots(lines: Sequence[Line], task: Task) -> list[str]:
                 never = "never answers" if len(blind) == 1 else "never answer"
                 who = "no method answers" if len(blind) == len(found) else f"{', '.join(blind)} {never}"
                 notes.append(f"{who} {label!r}, which {100 * share:.1f} % of the test rows are")
+    for entry in found:
+        if why := unlearned(entry.first.losses, task.labels):
+            notes.append(f"{entry.first.method} has not learned enough yet, and may be better after more steps: {why}")
     return notes

@@ -29,7 +29,7 @@ ADDED = ("prediction", "probability")
 """The columns that a row has besides its own once it is labelled."""
 ENDINGS = (".csv", ".tsv", ".jsonl")
 
-Writes = Callable[[Sequence[Mapping[str, Any]], Sequence[Prediction]], None]
+Writes = Callable[[Sequence[Mapping[str, Any]], Sequence[Prediction | None]], None]
 
 
 def run_predict(config: PredictConfig) -> int:
@@ -44,6 +44,10 @@ def run_predict(config: PredictConfig) -> int:
         )
     table = asked_of(config, saved)
     rows = written_out(config, table, saved)
+    if empty := [place for place, row in zip(table.places, rows, strict=True) if row is None]:
+        if len(empty) == len(rows):
+            raise InputError(f"data: {table.source} has no text in any row, so there is nothing to label")
+        note(f"{len(empty):,} rows have no text, and get no label; the first is {empty[0]}")
     if config.out is not None:
         _check_out(config.out, config.data, table)
     name = config.model or saved.get("base") or MODEL
@@ -60,9 +64,10 @@ def run_predict(config: PredictConfig) -> int:
         try:
             for start in range(0, len(rows), BLOCK):
                 block = slice(start, start + BLOCK)
-                found = label_rows(base, rows[block], labels, writer, batch_size=config.batch_size, on_batch=show)
-                write(table.rows[block], found)
-                done += len(found)
+                full = [row for row in rows[block] if row is not None]
+                given = iter(label_rows(base, full, labels, writer, batch_size=config.batch_size, on_batch=show))
+                write(table.rows[block], [None if row is None else next(given) for row in rows[block]])
+                done += len(rows[block])
         finally:
             if config.out is not None or done < len(rows):
                 note(f"labelled {done:,} of {len(rows):,} rows" + (f"; they are in {config.out}" if config.out else ""))
@@ -86,8 +91,8 @@ def asked_of(config: PredictConfig, saved: Mapping[str, Any]) -> data.Rows:
     return data.Rows("standard input", [{column: line} for _, line in lines], [f"standard input:{n}" for n, _ in lines])
 
 
-def written_out(config: PredictConfig, table: data.Rows, saved: Mapping[str, Any]) -> list[Row]:
-    """The rows as the adapter's template writes them; every one is looked at before a model loads."""
+def written_out(config: PredictConfig, table: data.Rows, saved: Mapping[str, Any]) -> list[Row | None]:
+    """The rows as the adapter's template writes them, None for those without a text; every one is looked at before a model loads."""
     wanted = [name for _, name in pieces(saved["template"])[0]]
     if config.text_column is not None and len(wanted) > 1:
         raise InputError(
@@ -101,10 +106,13 @@ def written_out(config: PredictConfig, table: data.Rows, saved: Mapping[str, Any
             f"its columns are: {listed(table.columns)}{flag}"
         )
     needed = (saved.get("columns") or {}).get("text_column")
-    return [
-        unlabelled(saved["template"], {name: row.get(column) for name, column in source.items()}, place, needed)
-        for row, place in zip(table.rows, table.places, strict=True)
-    ]
+    needed = needed if needed in wanted else wanted[0]
+    rows: list[Row | None] = []
+    for row, place in zip(table.rows, table.places, strict=True):
+        read = {name: row.get(column) for name, column in source.items()}
+        blank = read[needed] is None or read[needed] != read[needed] or not str(read[needed]).strip()
+        rows.append(None if blank else unlabelled(saved["template"], read, place, needed))
+    return rows
 
 
 def _check_out(out: str, source: str | None, table: data.Rows) -> None:
@@ -126,14 +134,14 @@ def _check_out(out: str, source: str | None, table: data.Rows) -> None:
 def labelled(out: str | None, columns: Sequence[str]) -> Iterator[Writes]:
     """What writes rows with their labels, into the file as it goes, or each label and its probability in a line of standard output."""
     if out is None:
-        yield lambda _, found: print("\n".join(f"{p.label}\t{p.probability:.4f}" for p in found), flush=True)
+        yield lambda _, found: print("\n".join("\t".join(_cells(p)) for p in found), flush=True)
         return
     with path_of(out).open("w", encoding="utf-8", newline="") as file:
         if path_of(out).suffix.lower() == ".jsonl":
 
-            def write(rows: Sequence[Mapping[str, Any]], found: Sequence[Prediction]) -> None:
+            def write(rows: Sequence[Mapping[str, Any]], found: Sequence[Prediction | None]) -> None:
                 for row, p in zip(rows, found, strict=True):
-                    told = {**row, "prediction": p.label, "probability": round(p.probability, 4)}
+                    told = {**row, "prediction": p and p.label, "probability": p and round(p.probability, 4)}
                     file.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
                 file.flush()
 
@@ -143,9 +151,13 @@ def labelled(out: str | None, columns: Sequence[str]) -> Iterator[Writes]:
             )
             sheet.writerow([*columns, *ADDED])
 
-            def write(rows: Sequence[Mapping[str, Any]], found: Sequence[Prediction]) -> None:
+            def write(rows: Sequence[Mapping[str, Any]], found: Sequence[Prediction | None]) -> None:
                 for row, p in zip(rows, found, strict=True):
-                    sheet.writerow([*(row.get(c) for c in columns), p.label, f"{p.probability:.4f}"])
+                    sheet.writerow([*(row.get(c) for c in columns), *_cells(p)])
                 file.flush()
 
         yield write
+
+
+def _cells(found: Prediction | None) -> tuple[str, str]:
+    return ("", "") if found is None else (found.label, f"{found.probability:.4f}")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import on_disk
+from . import caveats, on_disk
 from .adapter import attach, detach
 from .adapter_files import read_about, shapes_of
 from .adapter_folder import check_fit, read_config, read_method
@@ -174,6 +174,10 @@ def describe(base: Base, task: Task, writer: Writer, metric: str) -> list[Exampl
         f"{base.name} in {str(base.model.dtype).removeprefix('torch.')} on {base.device} · {len(task.train):,} rows to train on, "
         f"{len(task.test):,} to test on" + (f" · labels: {', '.join(task.labels)}" if task.labels else "")
     )
+    if task.kind == "classification" and not base.classifies:
+        note(f"a row is written as {task.template!r}, and its label after it; --template writes it otherwise")
+    for words in caveats.of_labels(task):
+        note(words)
     if task.leaked:
         note(f"{task.leaked:,} training rows were left out: their text is among the test rows")
     if cut:

@@ -140,5 +140,5 @@ def mebibytes(n: int) -> str:
 def spell_seconds(seconds: float) -> str:
     """`48 s`, `12 min`, `3.4 h`."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{max(0.0, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

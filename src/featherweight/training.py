@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import tables
+from . import caveats, tables
 from .adapter import count, facts, remember
 from .adapter_folder import CONFIG, OURS, WEIGHTS, save
 from .api import begin
@@ -110,6 +110,8 @@ def _finish(
         return code
     score = evaluate_with_bar(base, task, writer, config.metric, build_method(config.method, {}).title)
     print(tables.score_line(score.correct, score.n, score.interval, score.macro_f1, score.metric))
+    for words in caveats.of_result(score, task, result.losses):
+        note(words)
     if result.saves:
         share = result.saving_seconds / (result.seconds + result.saving_seconds)
         note(f"{result.saves} checkpoints took {result.saving_seconds:.1f} s, {100 * share:.1f} % of the training time")

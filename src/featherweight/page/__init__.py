@@ -28,7 +28,7 @@ FILE = "report.html"
 LABELS = ("Advice", "Cost", "Limits")
 GUIDE = (
     (
-        "The interval, [80.5, 86.4]",
+        "The interval, [low, high]",
         "Other test rows and other seeds would have given another accuracy. In 95 of 100 comparisons like this one the interval "
         "holds the accuracy that all of them together would give. It counts rows and seeds; with one seed it knows nothing of seeds.",
     ),

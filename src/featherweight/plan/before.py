@@ -83,7 +83,7 @@ def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple
     pieces = -(-settings.batch_size // plan.micro) * settings.accumulate
     exact = plan.tricks.exact or config.quantize != "none"
     note(
-        f"plan: {plan.micro} of {settings.batch_size} rows at a time, {pieces} times for an update; tricks: {plan.tricks}\n"
+        f"plan: {plan.micro} rows at a time, {pieces} such piece{'s' * (pieces > 1)} for an update; tricks: {plan.tricks}\n"
         f"plan: that is the quickest within {_gib(room)}; it needs about {_gib(plan.bytes)}, at most {_gib(plan.high)}\n"
         + (
             "plan: the result is that of the whole batch at once"

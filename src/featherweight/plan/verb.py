@@ -17,7 +17,7 @@ from ..method import Method
 from ..methods import METHODS
 from ..methods.options import build_method
 from ..prepare import settings_of, task_of
-from ..progress import spell_seconds
+from ..progress import bar, spell_seconds
 from ..redaction import clean
 from ..rows import Row
 from ..scoring import EVAL_BATCH
@@ -51,11 +51,11 @@ def run_plan(config: PlanConfig) -> int:
     scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=True, **given)
     print(clean("\n".join(sentences(config.model, first, scoring, target, settings, share, rows))))
     print("\n" + parts_table(first, scoring))
-    plans = [
-        consider(shape, method, settings, rows, target, tricks, **given)
-        for method in methods
-        for tricks in sets_for(target)
-    ]
+    pairs, plans = [(method, tricks) for method in methods for tricks in sets_for(target)], list[Plan]()
+    with bar("plan: a step without numbers for each set of tricks", len(pairs)) as progress:
+        for method, tricks in pairs:
+            plans.append(consider(shape, method, settings, rows, target, tricks, **given))
+            progress.update(len(plans), f"{method.title}, {tricks}")
     plans.sort(key=lambda p: rank(p, target.memory_bytes))
     print("\n" + tricks_table(plans, target, settings, share))
     best = plans[0]
