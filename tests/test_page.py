@@ -423,3 +423,9 @@ def test_notes_that_are_the_verdict_are_not_told_twice() -> None:
     lines = comparison(1)[:3]
     [notes] = made(lines, notes=["mine", *verdict(lines)]).with_class("ul", "notes")
     assert notes.text == "mine"
+
+
+def test_a_path_on_the_machine_is_not_told_to_whoever_reads_the_page() -> None:
+    assert flat({"data": "/home/ann/letters.csv", "base": "smollm2-135m-instruct", "settings": {"lr": 0.1}}) == {
+        "data": "letters.csv", "base": "smollm2-135m-instruct", "settings.lr": "0.1",
+    }  # fmt: skip

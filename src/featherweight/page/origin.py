@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..redaction import clean
@@ -17,13 +18,14 @@ OWN = (
 
 
 def flat(told: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Nested settings as `settings.lora.r`: `8`."""
+    """Nested settings as `settings.lora.r`: `8`. Of a path on the machine only its end is told: the page is for others too."""
     found: dict[str, str] = {}
     for key, value in told.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{before}{key}.")
         else:
-            found[f"{before}{key}"] = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            told_of = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            found[f"{before}{key}"] = Path(told_of).name if Path(told_of).is_absolute() else told_of
     return found
 
 
