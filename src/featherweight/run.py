@@ -121,10 +121,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     own = config.test_data is None and (saved.get("data") == named(config.data) or _moved(config, saved))
     held_out = own or config.data == DATA or config.test_data is not None or not path_of(config.data).exists()
     every = config.split == "all" or (config.split == "auto" and not held_out)
-    if own and every:
-        note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
-    elif own:  # another seed would hold out other rows, most of which it has been trained on
-        note("the adapter was trained on rows of this data: it is asked those that were held out")
+    if own and not every:  # another seed would hold out other rows, most of which it has been trained on
         config = config.model_copy(update=saved.get("held_out") or {})
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
@@ -138,6 +135,10 @@ def run_evaluate(config: EvaluateConfig) -> int:
     if config.adapter:
         load(base.model, config.adapter, force=config.force)
         check_tokens(base, saved, force=config.force)
+    if own and every:
+        note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
+    elif own:
+        note("the adapter was trained on rows of this data: it is asked those that were held out")
     writer = writer_for(base, config.max_length, task.labels, attached(base.model).values())
     score = evaluate_with_bar(
         base, task, writer, config.metric, "adapter" if config.adapter else "bare model", config.batch_size

@@ -90,6 +90,11 @@ def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple
             if exact
             else "plan: a quantised base is a little less exact; its adapter loads on the full one too"
         )
+        + (
+            "\nplan: the peak that is shown will be higher: the system counts pages of the model's file too, which it can take back"
+            if plan.tricks.stream == "disk"
+            else ""
+        )
     )
     tricks = plan.tricks
     changed = {
