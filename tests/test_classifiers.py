@@ -303,7 +303,7 @@ def test_a_random_head_is_not_evaluated(base: Base, task: fw.Task) -> None:
 
 def test_an_encoder_writes_no_text(base: Base, task: fw.Task) -> None:
     fw.attach(base.model, fw.LoRA(r=2))
-    with pytest.raises(fw.InputError, match="writes no text; use evaluate"):
+    with pytest.raises(fw.InputError, match="writes no text; use predict"):
         fw.generate(base, ["a film"])
     with pytest.raises(fw.InputError, match="exact_match needs a model that writes text"):
         fw.evaluate(base, task, metric="exact_match")
