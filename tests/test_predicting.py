@@ -90,7 +90,7 @@ def test_texts_on_standard_input_get_a_line_each(fw_cli: Cli, trained: tuple[Pat
 def test_a_row_without_a_text_gets_no_label_and_holds_up_no_other(fw_cli: Cli, adapter: Path) -> None:
     result = fw_cli("predict", "--adapter", adapter, "--data", "empty.csv", "--out", "labelled.csv")
     assert result.code == 0
-    assert "1 rows have no text, and get no label; the first is empty.csv:3" in result.err
+    assert "rows without a text, which get no label: 1; the first is empty.csv:3" in result.err
     full, empty = Path("labelled.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert full.startswith("a fine film,3,")
     assert empty == ",0,,"

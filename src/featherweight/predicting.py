@@ -18,7 +18,7 @@ from .demo import MODEL
 from .errors import InputError, listed, shown
 from .foreign import path_of
 from .identity import check_tokens
-from .prepare import base_for, check_adapter, check_fits, check_writable
+from .prepare import base_for, check_adapter, check_fits, check_writable, refuse_own_input
 from .progress import bar, note
 from .rows import Row, pieces, unlabelled
 from .tokens import writer_for
@@ -47,7 +47,7 @@ def run_predict(config: PredictConfig) -> int:
     if empty := [place for place, row in zip(table.places, rows, strict=True) if row is None]:
         if len(empty) == len(rows):
             raise InputError(f"data: {table.source} has no text in any row, so there is nothing to label")
-        note(f"{len(empty):,} rows have no text, and get no label; the first is {empty[0]}")
+        note(f"rows without a text, which get no label: {len(empty):,}; the first is {empty[0]}")
     if config.out is not None:
         _check_out(config.out, config.data, table)
     name = config.model or saved.get("base") or MODEL
@@ -121,8 +121,7 @@ def _check_out(out: str, source: str | None, table: data.Rows) -> None:
         raise InputError(
             f"--out {out}: labelled rows are written as {', '.join(ENDINGS)}; give the file one of these endings"
         )
-    if source is not None and path.exists() and path_of(source).exists() and path.samefile(path_of(source)):
-        raise InputError(f"--out {out} is the file of --data, which would be lost; choose another")
+    refuse_own_input(out, {"--data": source})
     if there := [name for name in ADDED if name in table.columns]:
         raise InputError(
             f"data: {table.source} has a column {shown(there[0])} already, which would be lost; rename it first"

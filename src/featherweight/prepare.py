@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,13 @@ def check_writable(file: str) -> None:
             path.unlink()
     except OSError as e:
         raise InputError(f"--out: cannot write {file}: {e.strerror or e}") from None
+
+
+def refuse_own_input(out: str, inputs: Mapping[str, str | None]) -> None:
+    """What is answered must not be written over what it answers: the files that the flags of `inputs` name."""
+    for flag, name in inputs.items():
+        if name and path_of(name).is_file() and path_of(name).resolve() == path_of(out).resolve():
+            raise InputError(f"--out {out} is the file of {flag}, which would be lost; choose another")
 
 
 def announce(config: Config, folder: Path) -> None:

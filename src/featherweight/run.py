@@ -47,6 +47,7 @@ from .prepare import (
     check_writable,
     new_folder,
     prepare,
+    refuse_own_input,
     task_of,
 )
 from .progress import note
@@ -125,7 +126,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
         config = config.model_copy(update=saved.get("held_out") or {})
     task = task_of(config, labels=labels, template=saved.get("template") or None, test_only=every)
     if config.out:
-        _refuse_own_input(config)
+        refuse_own_input(config.out, {"--data": config.data, "--test-data": config.test_data})
         check_writable(config.out)
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
@@ -163,13 +164,6 @@ def _moved(config: EvaluateConfig, saved: dict[str, Any]) -> bool:
         task = task_of(as_then, labels=saved.get("labels") or None, template=saved.get("template") or None)
         return data_print(task.train) == told
     return False
-
-
-def _refuse_own_input(config: EvaluateConfig) -> None:
-    """Predictions must not be written over what they are predictions for."""
-    for flag, name in (("--data", config.data), ("--test-data", config.test_data)):
-        if config.out and name and path_of(name).is_file() and path_of(name).resolve() == path_of(config.out).resolve():
-            raise InputError(f"--out {config.out} is the file of {flag}, which would be lost; choose another")
 
 
 def _prompts() -> Iterator[str]:
