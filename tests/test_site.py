@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
-SITE = ROOT / "build/site"
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -37,13 +37,26 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Builds the site and serves it on this machine."""
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The site, built once for every process of the tests: a second build would empty what the first one serves."""
     pytest.importorskip("zensical", reason='the handbook needs the extra: pip install -e ".[docs]"')
     pytest.importorskip("mkdocstrings", reason='the handbook needs the extra: pip install -e ".[docs]"')
-    built = subprocess.run([sys.executable, ROOT / "docs/build.py"], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    handler = functools.partial(Quiet, directory=str(SITE))
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "site"
+    with FileLock(shared.with_suffix(".lock")):
+        if not shared.exists():
+            built = subprocess.run(
+                [sys.executable, ROOT / "docs/build.py"], capture_output=True, text=True, check=False
+            )
+            assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+            shutil.copytree(ROOT / "build/site", shared)
+    return shared
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Serves the site on this machine."""
+    handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -65,9 +78,9 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-def pages() -> list[str]:
+def pages(site: Path) -> list[str]:
     """Every page that was built, those of the repository's files last."""
-    found = (p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if p.name != "404.html")
+    found = (p.relative_to(site).as_posix() for p in site.rglob("*.html") if p.name != "404.html")
     return sorted(found, key=lambda p: (p.startswith("repository/"), p))
 
 
@@ -85,12 +98,12 @@ def watched(page: Any, address: str) -> list[str]:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_page_shows_without_a_word_of_complaint_and_asks_nothing_outside(
-    address: str, browser: Any, view: str
+    address: str, site: Path, browser: Any, view: str
 ) -> None:
     scheme, width = VIEWS[view]
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     wrong = watched(page, address)
-    for name in pages():
+    for name in pages(site):
         if view != "light" and name.startswith("repository/"):  # listings of files: once is enough
             continue
         page.goto(address + name, wait_until="load")
@@ -102,10 +115,10 @@ def test_every_page_shows_without_a_word_of_complaint_and_asks_nothing_outside(
     page.close()
 
 
-def test_formulas_diagrams_and_figures_are_drawn(address: str, browser: Any) -> None:
+def test_formulas_diagrams_and_figures_are_drawn(address: str, site: Path, browser: Any) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     seen = {"formulas": 0, "figures": 0, "diagrams": 0}
-    for name in (p for p in pages() if not p.startswith("repository/")):
+    for name in (p for p in pages(site) if not p.startswith("repository/")):
         page.goto(address + name, wait_until="load")
         page.wait_for_function(
             "document.querySelectorAll('.drawn').length === document.querySelectorAll('.drawn svg').length"
@@ -156,9 +169,9 @@ def test_the_search_finds_a_method(address: str, browser: Any) -> None:
     page.close()
 
 
-def test_no_link_of_the_site_is_broken(address: str) -> None:
+def test_no_link_of_the_site_is_broken(site: Path) -> None:
     """Files and anchors, read from the built pages themselves."""
-    texts = {p: (SITE / p).read_text(encoding="utf-8") for p in pages()}
+    texts = {p: (site / p).read_text(encoding="utf-8") for p in pages(site)}
     anchors = {p: set(re.findall(r'\bid="([^"]+)"', text)) for p, text in texts.items()}
     broken = []
     for name, text in texts.items():
@@ -166,8 +179,8 @@ def test_no_link_of_the_site_is_broken(address: str) -> None:
             if re.match(r"[a-z]+:", target) or target in ("", "#"):
                 continue
             file, _, anchor = target.partition("#")
-            path = (SITE / name).parent.joinpath(file.split("?")[0]).resolve() if file else SITE / name
-            inside = path.relative_to(SITE.resolve()).as_posix() if path.is_relative_to(SITE.resolve()) else ""
+            path = (site / name).parent.joinpath(file.split("?")[0]).resolve() if file else site / name
+            inside = path.relative_to(site.resolve()).as_posix() if path.is_relative_to(site.resolve()) else ""
             if path.is_dir():
                 inside = f"{inside}/index.html".removeprefix("./")
             missing = anchor and inside in anchors and anchor not in anchors[inside]
