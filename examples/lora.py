@@ -13,6 +13,6 @@ low, high = score.interval
 print(f"accuracy {score.accuracy:.1%} [{low:.1%}, {high:.1%}], n = {score.n}")
 
 fw.save(base.model, "runs/example-lora", base=base.name)  # HF PEFT's format: its PeftModel.from_pretrained reads it too
-fw.detach(base.model)  # the base again, bit for bit
-fw.load(base.model, "runs/example-lora")
-assert fw.evaluate(base, task).predictions == score.predictions
+again = fw.load_adapted("runs/example-lora")  # another day: the base that the folder names, with the adapter on it
+assert fw.evaluate(again, task).predictions == score.predictions
+print(fw.predict(again, ["A waste of time."])[0].label)

@@ -32,10 +32,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def opened(trained: tuple[Path, Path]) -> fw.Base:
-    model, folder = trained
-    base = fw.load_base(str(model), LABELS if "bert" in model.name else None, dtype="float32", device="cpu")
-    fw.load(base.model, str(folder))
-    return base
+    return fw.load_adapted(trained[1], dtype="float32", device="cpu")  # an encoder's labels are in the folder
 
 
 def test_the_labels_are_those_that_evaluating_compares(trained: tuple[Path, Path], reviews: Path) -> None:

@@ -15,10 +15,12 @@ GROUPS = {
     "Models and data": ("load_base", "Base", "load_task", "Task"),
     "Training and using": ("train", "evaluate", "predict", "generate"),
     "Adapters on a model": ("attach", "attached", "live", "detach", "rename", "count"),
-    "Adapters on disk and in the weights": ("save", "load", "merge", "unmerge"),
+    "Adapters on disk and in the weights": ("save", "load_adapted", "load", "merge", "unmerge"),
     "A method of your own": ("Method", "Part"),
     "Errors": ("InputError",),
 }
+GIVEN = ("engine.train.Settings", "engine.train.Report", "scoring.Score", "api.Prediction")
+"""What `train` takes, and what the verbs give back: no names of the package, but a reader meets them."""
 
 
 def api() -> str:
@@ -33,6 +35,8 @@ def api() -> str:
             f"\n::: featherweight.{where[name]}.{name}\n    options:\n      members: {_members(name)}\n"
             for name in names
         ]
+    out.append("\n## Settings of training, and what comes back\n")
+    out += [f"\n::: featherweight.{path}\n    options:\n      members: true\n" for path in GIVEN]
     return "".join(out)
 
 

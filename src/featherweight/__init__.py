@@ -9,6 +9,7 @@
     print(fw.evaluate(base, task).accuracy)
     print(fw.predict(base, ["A waste of time."])[0].label)
     fw.save(base.model, "my-adapter")
+    base = fw.load_adapted("my-adapter")          # another day: the base with the adapter on it
 
 The public names are these and no others; each is loaded when it is first used, so that importing the package (and
 the command line's `--help`) is quick.
@@ -27,13 +28,14 @@ _WHERE = {
     "Base": "base", "load_base": "base",
     "Task": "task", "load_task": "task",
     "train": "api", "evaluate": "api", "predict": "api", "generate": "api",
-    "save": "adapter_folder", "load": "adapter_folder",
+    "save": "adapter_folder", "load": "adapter_folder", "load_adapted": "adapted",
     "merge": "merging", "unmerge": "merging",
     "InputError": "errors",
 }  # fmt: skip
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
+    from .adapted import load_adapted
     from .adapter import attach, attached, count, detach, live, rename
     from .adapter_folder import load, save
     from .api import evaluate, generate, predict, train

@@ -52,7 +52,8 @@ def train(
     """Train an adapter on the task's training rows.
 
     Attaches `method` first, seeded and starting from the task's instruction; without one, trains the adapter that
-    is attached as `name`. `settings` are those of `engine.train.Settings`; the rate defaults to the method's own.
+    is attached as `name`. `settings` are those of `engine.train.Settings`, such as `steps` and `batch_size`; the rate
+    defaults to the method's own. `on_step(report so far)` is called after each step.
     """
     methods = [method] if method is not None else attached(base.model).values()
     writer = writer_for(base, max_length, task.labels, methods)

@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import data
+from .adapted import told_by
 from .adapter import attached
-from .adapter_folder import load
 from .api import Prediction, label_rows
 from .config import PredictConfig
 from .demo import MODEL
 from .errors import InputError, listed, shown
 from .foreign import path_of
-from .identity import check_tokens
-from .prepare import base_for, check_adapter, check_fits, check_writable, refuse_own_input
+from .prepare import adapted_base, check_writable, refuse_own_input
 from .progress import bar, note
 from .rows import Row, pieces, unlabelled
 from .tokens import writer_for
@@ -36,7 +35,7 @@ def run_predict(config: PredictConfig) -> int:
     """`featherweight predict`."""
     if config.adapter is None:
         raise InputError("give --adapter, the folder of an adapter that was trained on labels")
-    saved = check_adapter(config.adapter)
+    saved = told_by(config.adapter)
     labels = saved.get("labels")
     if not labels or not saved.get("template"):
         raise InputError(
@@ -51,10 +50,7 @@ def run_predict(config: PredictConfig) -> int:
     if config.out is not None:
         _check_out(config.out, config.data, table)
     name = config.model or saved.get("base") or MODEL
-    check_fits(config.adapter, name, labels)
-    base = base_for(config, name, labels)
-    load(base.model, config.adapter, force=config.force)
-    check_tokens(base, saved, force=config.force)
+    base = adapted_base(config, name, labels)
     writer, done = writer_for(base, config.max_length, labels, attached(base.model).values()), 0
     with labelled(config.out, table.columns) as write, bar("predict", len(rows)) as progress:
 

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from . import caveats, on_disk
+from .adapted import load_adapted
 from .adapter import attach, detach
-from .adapter_files import read_about, shapes_of
-from .adapter_folder import check_fit, read_config, read_method
 from .base import Base, load_base, load_config, pick_device, skeleton
-from .config import BaseConfig, CompareConfig, Config, DataConfig, TrainConfig, TrainingConfig, to_toml
+from .config import (
+    BaseConfig,
+    CompareConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PredictConfig,
+    TrainConfig,
+    TrainingConfig,
+    to_toml,
+)
 from .data import named
 from .encoder import head_order, is_encoder
 from .engine.optimizers import check_optimizer
@@ -34,9 +44,21 @@ from .tokens import Example, Writer
 
 def base_for(config: BaseConfig, name: str, labels: Sequence[str] | None = None) -> Base:
     """A base, loaded as the configuration says."""
-    return load_base(
-        name, labels, dtype=config.dtype, device=config.device, quantize=config.quantize, stream_base=config.stream_base
-    )
+    return load_base(name, labels, **_loading(config))
+
+
+def adapted_base(
+    config: EvaluateConfig | GenerateConfig | PredictConfig, name: str, labels: Sequence[str] | None = None
+) -> Base:
+    """The same with the adapter on it that the configuration names, if it names one."""
+    if config.adapter is None:
+        return base_for(config, name, labels)
+    return load_adapted(config.adapter, model=name, labels=labels, force=config.force, **_loading(config))
+
+
+def _loading(config: BaseConfig) -> dict[str, Any]:
+    """How a base is loaded."""
+    return {key: getattr(config, key) for key in ("dtype", "device", "quantize", "stream_base")}
 
 
 def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
@@ -192,19 +214,3 @@ def describe(base: Base, task: Task, writer: Writer, metric: str) -> list[Exampl
             f"{cut:,} of {len(examples):,} rows were longer than {writer.max_length} tokens and were cut; the answers survive"
         )
     return examples
-
-
-def check_adapter(folder: str | None) -> dict[str, Any]:
-    """What an adapter says of itself: its base, and, where it is ours, its task's template and labels."""
-    if folder is None:
-        return {}
-    read_method(folder)
-    about = {"base": read_config(folder).get("base_model_name_or_path"), **read_about(folder)}
-    shapes_of(folder)
-    return about
-
-
-def check_fits(folder: str | None, model: str, labels: Sequence[str] | None = None) -> None:
-    """Raise `InputError` where an adapter is not one for this model, before the model loads."""
-    if folder is not None:
-        check_fit(skeleton(load_config(model), labels), folder)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from . import tables
+from .adapted import told_by
 from .adapter import attach, attached, count
 from .adapter_folder import check_fit, load, read_method
 from .api import generate
@@ -40,10 +41,8 @@ from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
 from .prepare import (
+    adapted_base,
     announce,
-    base_for,
-    check_adapter,
-    check_fits,
     check_writable,
     new_folder,
     prepare,
@@ -114,7 +113,7 @@ def _decided(config: CompareConfig, task: Task, found: list[Contender]) -> Compa
 
 def run_evaluate(config: EvaluateConfig) -> int:
     """`featherweight evaluate`."""
-    saved = check_adapter(config.adapter)
+    saved = told_by(config.adapter)
     labels = saved.get("labels") or None
     columns = {k: v for k, v in (saved.get("columns") or {}).items() if getattr(config, k) is None}
     if not (config.text_column or config.label_column or config.prompt_column or config.response_column):
@@ -131,11 +130,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     name = config.model or saved.get("base") or MODEL
     if not labels:  # else they are in the adapter's order
         task = task.in_order(head_order(load_config(name), task.labels))
-    check_fits(config.adapter, name, task.labels)
-    base = base_for(config, name, task.labels)
-    if config.adapter:
-        load(base.model, config.adapter, force=config.force)
-        check_tokens(base, saved, force=config.force)
+    base = adapted_base(config, name, task.labels)
     if own and every:
         note("these rows include the ones that the adapter was trained on: its accuracy on new rows may be lower")
     elif own:
@@ -177,15 +172,11 @@ def _prompts() -> Iterator[str]:
 
 def run_generate(config: GenerateConfig) -> int:
     """`featherweight generate`."""
-    saved = check_adapter(config.adapter)
+    saved = told_by(config.adapter)
     if config.prompt is None and sys.stdin.isatty():
         raise InputError("give --prompt, or prompts on standard input, one a line")
     name = config.model or saved.get("base") or MODEL
-    check_fits(config.adapter, name)
-    base = base_for(config, name)
-    if config.adapter:
-        load(base.model, config.adapter, force=config.force)
-        check_tokens(base, saved, force=config.force)
+    base = adapted_base(config, name, saved.get("labels"))
     torch.manual_seed(config.seed)
     prompts = [config.prompt] if config.prompt is not None else _prompts()
     for prompt in prompts:
@@ -207,7 +198,7 @@ def run_merge(config: MergeConfig) -> int:
     if config.adapter is None:
         raise InputError("give --adapter, the folder of the adapter to merge")
     pick_device(config.device)
-    saved = check_adapter(config.adapter)
+    saved = told_by(config.adapter)
     name, labels = config.model or saved.get("base") or MODEL, saved.get("labels")
     told = load_config(name)
     skeletal = skeleton(told, labels)
