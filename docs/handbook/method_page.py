@@ -160,13 +160,14 @@ def _reached(it: Explained) -> str:
             return "Nothing has been measured with it yet."
         told = f"In the search of its learning rate: {measured.accuracy(best[0])} of the validation rows after {best[0]['steps']} steps"
         return f"{told} ({measured.source('tune.jsonl', 'tune.py')}). It is not one of the five methods of the default comparison."
+    steps, seconds = (row[key] / row.get("seeds", 1) for key in ("train_steps", "train_seconds"))
     facts = [
         ("accuracy on held-out reviews", measured.accuracy(row)),
         ("trained parameters", f"{row['trainable_params']:,} of {row['total_params']:,}"),
         ("peak memory of the whole process", measured.mib(row["peak_bytes"])),
         ("training", f"{row['train_steps'] / row['train_seconds']:.2f} steps of {row['batch_size']} rows a second"),
         ("evaluation", f"{row['eval_examples'] / row['eval_seconds']:.0f} rows a second"),
-        ("training took", f"{row['train_seconds']:.0f} s for {row['train_steps']} steps at a rate of {row['lr']:g}"),
+        ("training took", f"{seconds:.0f} s for {steps:.0f} steps at a rate of {row['lr']:g}"),
     ]
     table = "\n".join(["| on the default model and data | |", "|---|--:|", *(f"| {a} | {b} |" for a, b in facts)])
     return f"{table}\n\n{_of_default(row)}\n\n" + figures(losses(it.cls.title, row["losses"]))

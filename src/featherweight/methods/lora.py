@@ -1,7 +1,8 @@
 """LoRA: learn a low-rank correction of a frozen weight.
 
-The idea. Adapting a model moves its weight matrices by an amount ΔW that has low intrinsic rank. So freeze
-W and learn ΔW as a product of two thin matrices:
+The idea. A layer multiplies what comes in, x, by a large matrix of weights W. Full fine-tuning changes every number of W.
+But what it changes, ΔW, is simple: of low *rank*, which means that it could be done by two thin matrices, one that squeezes x into a few
+numbers, and one that spreads those out again. So leave W as it is — *frozen* — and learn the two thin ones, the *adapter*:
 
     y = W x + s · B A x        A: r × d_in,  B: d_out × r,  s = lora_alpha / r  (rsLoRA: lora_alpha / √r)
 
