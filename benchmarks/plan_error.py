@@ -44,7 +44,7 @@ from featherweight.plan import estimate
 from featherweight.plan.clock import calibrate, seconds
 from featherweight.plan.imagine import packs
 from featherweight.plan.simulate import a_tiny_update, simulate
-from featherweight.quant import keep_gradients
+from featherweight.quant import make_dependable
 from featherweight.quantise import quantising
 from featherweight.rows import Row
 from featherweight.tokens import IGNORE, Example
@@ -146,7 +146,7 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
             told = quantising(run["quantize"], DTYPES[run["dtype"]], device, skeleton(shape))
             quantised: Any = cls
             model = quantised.from_pretrained(folder, dtype=DTYPES[run["dtype"]], **told)
-            keep_gradients(model)
+            make_dependable(model)
     if device.type == "cpu":
         model.set_attn_implementation("eager")
     base = Base(model.eval().to(device), SimpleNamespace(pad_token_id=0), "random", device)

@@ -173,7 +173,7 @@ class HFTrainer:
         again = bool(self.more.get("gradient_checkpointing"))
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, per_device_train_batch_size=size, max_steps=len(batches), bf16=True,
+                folder, per_device_train_batch_size=size, max_steps=len(batches), bf16=self.base.model.dtype == torch.bfloat16,
                 gradient_accumulation_steps=self.more.get("accumulate", 1), gradient_checkpointing=again,
                 gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
                 learning_rate=RATE, lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1, save_strategy="no",

@@ -10,7 +10,8 @@ what its users would switch on for the same end.
     python benchmarks/tricks.py --table benchmarks/results/tricks.jsonl > benchmarks/results/tricks.md
 
 `1b` is Llama-3.2-1B's shape with random weights, written to a temporary folder. The rows are those of `speed_work.answers`,
-100–400 tokens: the longest eight of 64, for the larger model the longest four.
+100–400 tokens: the longest eight of 64, two updates; for the larger model the longest two, one update. The base is in the type that
+this machine multiplies faster (`--dtype auto`). `WITHOUT` are rows where something that is always on is left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 import featherweight as fw
 from featherweight import provenance
 from featherweight.demo import MODEL
+from featherweight.engine import loss
 from featherweight.engine.memory import peak_bytes, reset_peak
 from featherweight.engine.train import Settings, fit
 from speed_sides import HFTrainer
@@ -55,8 +57,16 @@ TRICKS: dict[str, dict[str, Any]] = {
         "quantize": "nf4", "trainer": {"gradient_checkpointing": True, **ONE_ROW},
     },
 }  # fmt: skip
-STEPS = 3
-ROWS = {"small": 8, "1b": 4}
+WITHOUT: dict[str, dict[str, Any]] = {
+    "padded, not packed": {"packing": False},
+    "all logits at once": {"all_logits": True},
+    "without AdamW's states (SGD)": {"optimizer": "sgd"},
+    "layers compiled": {"compiled": True},
+    "base in bfloat16": {"dtype": "bfloat16"},
+    "base in float32": {"dtype": "float32"},
+}
+STEPS = {"small": 2, "1b": 1}
+ROWS = {"small": 8, "1b": 2}
 
 
 def one_billion(folder: Path) -> Path:
@@ -79,37 +89,50 @@ def one_billion(folder: Path) -> Path:
     return folder
 
 
-def row(model: str, chosen: dict[str, Any], size: int) -> dict[str, Any]:
+def row(model: str, chosen: dict[str, Any], size: int, steps: int) -> dict[str, Any]:
     """Seconds of each step and the peak; in a process of its own."""
     chosen = dict(chosen)
     for settings in (chosen, chosen.get("trainer", {})):
         if "accumulate" in settings:
             settings["accumulate"] = size
-    load = {k: chosen.pop(k) for k in ("quantize", "stream_base") if k in chosen}
+    load = {k: chosen.pop(k) for k in ("quantize", "stream_base", "dtype") if k in chosen}
     trainer = chosen.pop("trainer", None)
-    base = fw.load_base(model, dtype="bfloat16", **load)
+    base = fw.load_base(model, **load)
+    if chosen.pop("all_logits", False):
+        loss.AT_ONCE = dict.fromkeys(loss.AT_ONCE, 2**62)
+    if chosen.pop("compiled", False):
+        for layer in base.model.model.layers:
+            layer.compile(dynamic=True)
     rows = sorted(rows_of("answers", base, 64), key=lambda e: len(e.ids))[-size:]
     if trainer is not None:
         side = HFTrainer(base, "lora", more=trainer)
         reset_peak(base.device)
-        seconds, losses = side.run([rows] * STEPS, lambda _: None)
+        seconds, losses = side.run([rows] * steps, lambda _: None)
         return {"seconds": seconds, "losses": losses, "peak": peak_bytes(base.device)}
     torch.manual_seed(0)
     fw.attach(base.model, fw.LoRA(r=8))
     reached: list[float] = []
-    settings = Settings(**{"steps": STEPS, "batch_size": size, **chosen})
+    settings = Settings(**{"steps": steps, "batch_size": size, **chosen})
     report = fit(base, rows, settings, on_step=lambda r: reached.append(r.seconds))
     seconds = [b - a for a, b in zip([0.0, *reached], reached, strict=False)]
-    return {"seconds": seconds, "losses": report.losses, "peak": report.peak_bytes, "stopped": report.stopped}
+    kind = str(base.model.dtype).removeprefix("torch.")
+    return {
+        "seconds": seconds,
+        "losses": report.losses,
+        "peak": report.peak_bytes,
+        "stopped": report.stopped,
+        "dtype": kind,
+    }
 
 
-def measure(name: str, model: str, size: int, rounds: int, only: str) -> dict[str, Any]:
+def measure(name: str, model: str, shape: str, rounds: int, only: str) -> dict[str, Any]:
     """All rows, in turn."""
-    found: dict[str, list[Any]] = {trick: [] for trick in TRICKS if only in trick or trick == "none"}
+    rows = TRICKS | (WITHOUT if shape == "small" else {})
+    found: dict[str, list[Any]] = {trick: [] for trick in rows if only in trick or trick == "none"}
     for number in range(rounds):
         for trick in found:
             done = subprocess.run(
-                [sys.executable, __file__, "--child", model, json.dumps(TRICKS[trick]), str(size)],
+                [sys.executable, __file__, "--child", model, json.dumps(rows[trick]), str(ROWS[shape]), str(STEPS[shape])],
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -118,7 +141,7 @@ def measure(name: str, model: str, size: int, rounds: int, only: str) -> dict[st
             )
             shown = {k: v for k, v in found[trick][-1].items() if k != "losses"}
             print(f"{name}, round {number + 1}, {trick}: {shown}", flush=True)
-    return {"name": name, "rows": found, **provenance.record()}
+    return {"name": name, "size": ROWS[shape], "steps": STEPS[shape], "rows": found, **provenance.record()}
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -158,10 +181,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only rows whose name contains this, and `none`")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(row(args.child[0], json.loads(args.child[1]), int(args.child[2]))))
+        model, chosen, size, steps = args.child
+        print(json.dumps(row(model, json.loads(chosen), int(size), int(steps))))
         return
     if args.table:
         print("# What the tricks for small machines save, and what they cost")
@@ -171,8 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = str(one_billion(Path(folder))) if args.model == "1b" else args.model
         name = "Llama-3.2-1B's shape, random weights" if args.model == "1b" else args.model
-        size = ROWS["1b" if args.model == "1b" else "small"]
-        record = measure(name, model, size, args.rounds, args.only)
+        record = measure(name, model, "1b" if args.model == "1b" else "small", args.rounds, args.only)
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     known = [r for r in known if r["name"] != name] + [record]
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .method import Method, Part, Retrained
-from .quant import dense_shape, is_quantised, keep_gradients
+from .quant import dense_shape, is_quantised, make_dependable
 from .sites import whole_names, whole_sites
 
 
@@ -110,7 +110,7 @@ def attach(
     Raises `InputError` when no site matches or the name is taken; the model is then as it was.
     """
     _check_name(model, name)
-    keep_gradients(model)  # before the base runs: some methods start from what it computes
+    make_dependable(model)  # before the base runs: some methods start from what it computes
     others = living(model)
     live(model, *folded(model))  # an adapter starts from the base, not from what others make of it
     try:

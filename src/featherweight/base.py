@@ -26,7 +26,7 @@ from .adapter import attached, living
 from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
 from .gate import check_gguf, inspect, inspect_config
-from .quant import dense_shape, is_quantised, keep_gradients
+from .quant import dense_shape, is_quantised, make_dependable
 from .quantise import quantising, refuse_quantising, stored_kind
 from .sites import is_classifier
 from .stream import check_source, start
@@ -315,7 +315,7 @@ def load_base(
         )
     if not encoder:
         _restore_untied_head(model, source, found.get("revision"))
-    keep_gradients(model)  # before anything is evaluated
+    make_dependable(model)  # before anything is evaluated
     if packed:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None
         with suppress(AttributeError):

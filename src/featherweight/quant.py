@@ -12,16 +12,22 @@ ask here: one arm per kind, M methods + N kinds instead of M × N classes.
 
 bitsandbytes and torchao are optional and never imported from here: a layer of theirs is there only after they are.
 
-Linear8bitLt rounds its *inputs* to int8 too whenever it is not in training mode (that is LLM.int8()), so there its output
-differs from that of its own matrix, by a few hundredths in the tests. Gradients flow through the matrix in either mode.
+What bitsandbytes computes with them is changed in two places, by `make_dependable`:
+
+* Linear8bitLt is LLM.int8(): it rounds its *inputs* too, by what all rows of a batch have in common. So an answer depends on
+  the rows around it (by 16 % of the logits' norm, for a few words and the default model). And it keeps every input, though
+  going back through a frozen weight does not need it. Here it multiplies with its own matrix, unpacked for the product; nothing is kept.
+* Linear4bit has a kernel without a gradient on some CPUs, which is switched off.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -73,13 +79,20 @@ def dense_weight(site: Any) -> Tensor:
         dense: Tensor = functional.dequantize_4bit(site.weight.data, site.weight.quant_state)
         return dense
     if _is_8bit(site):
-        scale = site.weight.SCB if site.weight.SCB is not None else site.state.SCB  # it moves at the first forward pass
-        return site.weight.data.float() * (scale.float() / 127)[:, None]
+        return _int8_matrix(site, torch.float32)
     if _is_torchao(site):
         return site.weight.dequantize()
     if _is_plain(site):
         return site.weight
     raise _unknown(site)
+
+
+def _int8_matrix(site: Any, dtype: torch.dtype) -> Tensor:
+    scale = (
+        site.weight.SCB if site.weight.SCB is not None else site.state.SCB
+    )  # bitsandbytes moves it at its first pass
+    matrix: Tensor = site.weight.data.to(dtype, copy=True).mul_((scale.float() / 127)[:, None])
+    return matrix
 
 
 @torch.no_grad()
@@ -132,19 +145,49 @@ def dense_shape(site: nn.Module) -> torch.Size:
     return torch.Size((wide, high) if transposed else (high, wide))
 
 
-def keep_gradients(model: nn.Module) -> None:
-    """Keep the 4-bit layers of bitsandbytes trainable on CPUs with AVX512-BF16.
+def make_dependable(model: nn.Module) -> None:
+    """Have the layers of bitsandbytes compute each row by itself, with gradients; it stays so after `detach`.
 
-    There a forward pass in evaluation mode repacks the weights for a kernel that has no gradient (and stops at layers
-    whose width it does not like), `.train()` does not undo it, and from then on training goes on with no gradients at all.
-    So that kernel is switched off, and stays off after `detach`. Weights that were repacked before are packed back by
-    bitsandbytes' own inverse, but their scales have been rounded to bfloat16: call this before the first evaluation, as
-    `load_base` does, to lose nothing.
+    In 8 bits: products with the layer's own matrix. In 4 bits: on CPUs with AVX512-BF16 a forward pass in evaluation mode
+    repacks the weights for a kernel that has no gradient (and stops at layers whose width it does not like), `.train()` does not
+    undo it, and from then on training goes on with no gradients at all. So that kernel is switched off. Weights that were
+    repacked before are packed back by bitsandbytes' own inverse, but their scales have been rounded to bfloat16: call this
+    before the first evaluation, as `load_base` does, to lose nothing.
     """
     for module in model.modules():
         if _is_4bit(module):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
             _undo_cpu_packing(module)
+        elif _is_8bit(module) and not hasattr(module, "multiplies_exactly"):
+            own: Any = type(module)
+            module.__class__ = _exact(own)
+
+
+@functools.cache
+def _exact(cls: Any) -> Any:
+    """An 8-bit layer of bitsandbytes that multiplies with its own matrix."""
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler finds its own gradients
+            return F.linear(x, _int8_matrix(self, x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        out: Tensor = _Int8Product.apply(x, self)
+        return out
+
+    return type(cls.__name__, (cls,), {"forward": forward, "multiplies_exactly": True, "__module__": cls.__module__})
+
+
+class _Int8Product(torch.autograd.Function):
+    """x Wᵀ + b, all but x frozen. W is unpacked for the product, dropped, and unpacked again on the way back: dx = dy W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, site: Any) -> Tensor:
+        ctx.site = site
+        return F.linear(x, _int8_matrix(site, x.dtype), None if site.bias is None else site.bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy @ _int8_matrix(ctx.site, dy.dtype), None
 
 
 def _undo_cpu_packing(site: Any) -> None:

@@ -5,7 +5,7 @@
 | `nf4` | 4 bits and, for 64 weights, a scale of 8 bits: 4.127 bits in all | its matrix in the type of the computation |
 | `int8` | 8 bits, and a scale for each row | the same |
 
-As in bitsandbytes, the matrix is made for the forward pass, dropped, and made again for the backward pass. Output heads and
+The matrix is made for the forward pass, dropped, and made again for the backward pass. Output heads and
 embeddings stay as they are.
 """
 
@@ -54,12 +54,11 @@ class Packed(nn.Linear):
 
 
 class _Unpacked(torch.autograd.Function):
-    """x Wᵀ + b. The packed weight is the layer's; in 8 bits bitsandbytes also keeps x, in 4 bits nothing."""
+    """x Wᵀ + b. The packed weight is the layer's; nothing is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Packed) -> Tensor:
         ctx.layer = layer
-        ctx.kept = x if layer.bits == 8 else None  # where not even checkpointing lets it go
         return F.linear(x, layer.dense(), layer.bias)
 
     @staticmethod
