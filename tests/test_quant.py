@@ -63,10 +63,12 @@ def nf4() -> Any:
 
 
 def int8() -> Any:
-    """LLM.int8()."""
+    """LLM.int8(), with a threshold that the inputs of so small a model pass as those of a large one pass the usual 6."""
 
     def make(m: nn.Linear) -> nn.Module:
-        return bnb.nn.Linear8bitLt(m.in_features, m.out_features, m.bias is not None, has_fp16_weights=False)
+        return bnb.nn.Linear8bitLt(
+            m.in_features, m.out_features, m.bias is not None, has_fp16_weights=False, threshold=1.0
+        )
 
     return _replace(plain(), make).eval()
 
@@ -162,9 +164,9 @@ def test_evaluating_and_training_agree_on_a_quantised_base(kind: str, method: st
 
 @every_kind
 def test_a_row_is_answered_the_same_whatever_row_is_beside_it(kind: str) -> None:
-    """LLM.int8() by itself rounds inputs by what all rows have in common; with large inputs that is easy to see."""
+    """LLM.int8() by itself rounds inputs by what all rows have in common."""
     model = with_adapter(QUANTISED[kind](), "lora")
-    both = 40 * model.get_input_embeddings()(words(2, 7)).detach()
+    both = model.get_input_embeddings()(words(2, 7)).detach()
     with torch.no_grad():
         together = model(inputs_embeds=both).logits[0]
         alone = model(inputs_embeds=both[:1]).logits[0]
