@@ -18,7 +18,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -82,9 +82,52 @@ def simulate(
     """Peak memory and work of one update on these rows, read `micro` at a time; with `evaluation`, of scoring them.
 
     `cpu=False` is an accelerator: its allocator's grain, larger pieces of the head, and fused attention, for which the CPU's
-    kernel stands in (it keeps the same). `whole` simulates every layer.
+    kernel stands in (it keeps the same). `whole` simulates every layer. What was asked before is remembered.
     """
+    asked = (
+        type(config),
+        config.to_json_string(use_diff=False),
+        method,
+        settings,
+        list(rows),
+        dtype,
+        quantize,
+        cpu,
+        micro,
+        labels,
+    )
+    return _remembered(_Question(repr((asked, evaluation, whole)), functools.partial(
+        _simulate, config, method, settings, rows, dtype, quantize, cpu, micro, labels, evaluation, whole,
+    )))  # fmt: skip
 
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked, in full, and how the answer is found."""
+
+    words: str
+    answer: Callable[[], Peaks] = field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(question: _Question) -> Peaks:
+    """Sets of tricks that differ in where weights wait, and choices among the same sets, need one simulation."""
+    return question.answer()
+
+
+def _simulate(
+    config: Any,
+    method: Method,
+    settings: Settings,
+    rows: Sequence[Example],
+    dtype: torch.dtype,
+    quantize: str,
+    cpu: bool,
+    micro: int | None,
+    labels: Sequence[str] | None,
+    evaluation: bool,
+    whole: bool,
+) -> Peaks:
     kept, paged = STATE_BYTES.get(settings.optimizer, 0), settings.optimizer.startswith("paged")
     if kept:  # bitsandbytes' optimisers look at numbers: their states are added up instead
         settings = replace(settings, optimizer="sgd")
