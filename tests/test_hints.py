@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from command import Cli
-from featherweight import cli, groups
-from featherweight.config import VERBS, Config
+from command import Cli, complaint
+from featherweight import cli, groups, synonyms
+from featherweight.config import VERBS, Config, TrainConfig
+from featherweight.methods import METHODS, method_class
 
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
 
@@ -48,3 +51,71 @@ def test_the_help_shows_the_groups_as_headings(fw_cli: Cli) -> None:
 def test_no_group_is_empty() -> None:
     used = {groups.group_of(field) for kind in VERBS for name, field in kind.model_fields.items() if name != "options"}
     assert used | {groups.RECIPE} == {*groups.GROUPS}
+
+
+# --- other tools' names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("train --learning-rate 1e-3", "No such option: --learning-rate; did you mean --lr?"),
+        ("train --learning_rate=1e-3", "did you mean --lr?"),
+        ("train --lora-r 4", "did you mean --set lora.r=VALUE?"),
+        ("compare --rank 4", "did you mean --set lora.r=VALUE?"),
+        ("train --lora_alpha 4", "did you mean --set lora.lora_alpha=VALUE?"),
+        ("train --num_train_epochs 2", "did you mean --epochs?"),
+        ("plan --per-device-train-batch-size 2", "did you mean --batch-size?"),
+        ("train --gradient-accumulation-steps 2", "did you mean --accumulate?"),
+        ("train --load-in-4bit", "did you mean --quantize nf4?"),
+        ("generate --load_in_8bit", "did you mean --quantize int8?"),
+        ("train --bf16", "did you mean --dtype bfloat16?"),
+        ("train --gradient-checkpointing", "did you mean --checkpoint-activations layer?"),
+        ("evaluate --model-name-or-path x", "did you mean --model?"),
+        ("generate --max-tokens 3", "did you mean --max-new-tokens?"),
+    ],
+)
+def test_another_tools_flag_gets_ours(fw_cli: Cli, line: str, wanted: str) -> None:
+    assert complaint(fw_cli(*line.split())).endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("merge --load-in-4bit", "No such option: --load-in-4bit"),
+        ("evaluate --learning-rate 1", "No such option: --learning-rate"),
+        ("train --push-to-hub", "No such option: --push-to-hub"),
+        ("train --batchsize 3", "No such option: --batchsize (Possible options: --batch-size, --quantize)"),
+    ],
+)
+def test_what_the_verb_has_no_equivalent_of_gets_the_parsers_own_words(fw_cli: Cli, line: str, said: str) -> None:
+    assert complaint(fw_cli(*line.split())) == said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("steps = 3\nlearning-rate = 0.1", "r.toml:2: 'learning_rate' is not a setting here; did you mean lr?"),
+        ("load_in_4bit = true", 'did you mean quantize = "nf4"?'),
+        ("lora_rank = 8", "did you mean r in the table [lora]?"),
+        ("[lora]\nrank = 8", "r.toml:2: lora has no option 'rank'; did you mean 'r'?"),
+    ],
+)
+def test_another_tools_key_in_a_recipe_gets_ours(fw_cli: Cli, in_tmp: Path, recipe: str, wanted: str) -> None:
+    (in_tmp / "r.toml").write_text(recipe)
+    assert complaint(fw_cli("train", "--recipe", "r.toml")).endswith(wanted)
+
+
+def test_every_name_of_ours_in_the_table_exists_and_every_value_is_taken() -> None:
+    settings = {name for kind in VERBS for name in kind.model_fields}
+    for theirs, ours in synonyms._NAMES.items():
+        assert theirs not in settings
+        method, dot, rest = ours.rpartition(".")
+        name, equals, value = rest.partition("=")
+        if dot:
+            assert name in {field.name for field in dataclasses.fields(method_class(method))}
+        else:
+            assert name in settings
+        if equals:
+            TrainConfig(**{name: value})
+    assert all(synonyms.as_option(theirs, name) != theirs for theirs in synonyms._NAMES for name in METHODS)

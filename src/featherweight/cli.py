@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import PydanticUndefined
 
-from . import __version__, groups
+from . import __version__, groups, synonyms
 from .config import (
     CompareConfig,
     Config,
@@ -285,8 +285,17 @@ def main() -> None:
         if not hasattr(e, "format_message"):
             sys.excepthook = _fall  # typer has put its own there
             raise
-        code = _complain(e.format_message()) if sys.argv[1:] else 2  # without a verb, the help has been printed
+        code = _complain(_told(e)) if sys.argv[1:] else 2  # without a verb, the help has been printed
     sys.exit(code)
+
+
+def _told(error: Any) -> str:
+    """What the parser says is wrong; of an option that other tools have, what it is here."""
+    if hasattr(error, "possibilities") and error.ctx is not None:
+        settings = {"options" if param.name == "set_" else param.name for param in error.ctx.command.params}
+        if ours := synonyms.as_flag(error.option_name, settings):
+            return f"{error.message}; did you mean {ours}?"
+    return str(error.format_message())
 
 
 def _complain(message: str) -> int:

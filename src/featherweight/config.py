@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from . import synonyms
 from .demo import DATA, ENCODER, GENERAL, MODEL
 from .errors import InputError, nearest, shown
 from .groups import (
@@ -381,9 +382,9 @@ def merge(cls: type[C], recipe: dict[str, Any], flags: dict[str, Any], places: M
     } - flags.keys()  # one recipe can serve several verbs
     chosen = {k: v for k, v in chosen.items() if k in cls.model_fields or k not in elsewhere}
     if unknown := [k for k in chosen if k not in cls.model_fields]:
-        raise InputError(
-            f"{places.get(unknown[0], '')}{shown(unknown[0])} is not a setting here; {nearest(unknown[0], cls.model_fields)}"
-        )
+        ours = synonyms.as_key(unknown[0], cls.model_fields)
+        hint = f"did you mean {ours}?" if ours else nearest(unknown[0], cls.model_fields)
+        raise InputError(f"{places.get(unknown[0], '')}{shown(unknown[0])} is not a setting here; {hint}")
     told = flags if any(name in flags for name in LENGTHS) else chosen
     lengths = [name for name in LENGTHS if told.get(name) is not None]
     if len(lengths) > 1:
