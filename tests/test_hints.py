@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+import tiny
 from command import Cli, complaint
-from featherweight import cli, groups, synonyms
+from featherweight import cli, foreign, groups, synonyms
 from featherweight.config import VERBS, Config, TrainConfig
 from featherweight.methods import METHODS, method_class
 
@@ -119,3 +121,77 @@ def test_every_name_of_ours_in_the_table_exists_and_every_value_is_taken() -> No
         if equals:
             TrainConfig(**{name: value})
     assert all(synonyms.as_option(theirs, name) != theirs for theirs in synonyms._NAMES for name in METHODS)
+
+
+# --- near names -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("train --data tickts.csv", "data: there is no file tickts.csv; did you mean 'tickets.csv'?"),
+        ("train --data TICKET.tsv", "did you mean 'tickets.csv'?"),
+        ("train --data tickets", "did you mean 'tickets.csv'?"),
+        ("train --data sub/nott.csv", "did you mean 'sub/notes.csv'?"),
+        ("train --data movie-review", "did you mean 'movie-reviews'?"),
+        ("evaluate --data notes.csv", "there is no file notes.csv"),
+        ("evaluate --adapter my-adaptr", "adapter: there is no folder my-adaptr; did you mean 'my-adapter'?"),
+        ("generate --prompt x --adapter ticket.csv", "adapter: there is no folder ticket.csv"),
+        ("train --recipe quik.toml", "--recipe quik.toml: No such file or directory; did you mean 'quick.toml'?"),
+        ("train --resume my-adaptr", "did you mean 'my-adapter'?"),
+        ("report my-adaptr", "did you mean 'my-adapter'?"),
+        ("plan --model smollm2-135m", "could not be loaded; did you mean 'smollm2-135m-instruct'?"),
+        ("plan --model my-adaptr", "could not be loaded; did you mean 'my-adapter'?"),
+        ("plan --model ./my-adaptr", "letters, digits and -_.; did you mean 'my-adapter'?"),
+        ("plan --model ./shape.json", "there is no file ./shape.json; did you mean 'shapes.json'?"),
+        ("train --data tickets.csv --text-column tekst", "did you mean 'text'?; its columns are: text, label"),
+        ("train --data tickets.csv --method lorra", "unknown method 'lorra'; did you mean 'lora' or 'adalora'?"),
+        ("train --data tickets.csv --method Prefix-Tuning", "did you mean 'prefix_tuning'"),
+    ],
+)
+def test_a_near_name_is_named(fw_cli: Cli, in_tmp: Path, line: str, wanted: str) -> None:
+    for folder in ("my-adapter", "sub"):
+        (in_tmp / folder).mkdir()
+    for file in ("sub/notes.csv", "quick.toml", "shapes.json"):
+        (in_tmp / file).touch()
+    tiny.write(in_tmp / "tickets.csv", tiny.reviews())
+    said = complaint(fw_cli(*line.split()))
+    assert wanted in said
+    assert wanted.endswith("?") or "did you mean" in wanted or "did you mean" not in said
+
+
+def test_of_a_crowded_folder_only_the_first_entries_are_looked_at(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_tmp / "tickets.csv").touch()
+    assert foreign.similar("ticket.csv") == "; did you mean 'tickets.csv'?"
+    monkeypatch.setattr(foreign, "MOST_ENTRIES", 0)
+    assert foreign.similar("ticket.csv") == ""
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "nowhere/at/all.csv", "~nobody/x", "x" * 200])
+def test_what_has_no_neighbour_gets_no_hint(in_tmp: Path, name: str) -> None:
+    (in_tmp / "tickets.csv").touch()
+    assert foreign.similar(name) == ""
+
+
+# --- without a network ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [([], "no more than its config.json is read"), (["--data", "rows.csv"], "its config.json and tokenizer is read")],
+)
+def test_a_plan_that_cannot_fetch_a_model_says_how_little_of_it_is_needed(
+    fw_cli: Cli, in_tmp: Path, llama: Path, more: list[str], wanted: str
+) -> None:
+    said = complaint(fw_cli("plan", "--model", "nobody/nothing", "--offline", *more))
+    assert wanted in said
+    assert said.endswith("a folder that holds that will do")
+    (in_tmp / "there").mkdir()
+    tiny.write(in_tmp / "rows.csv", tiny.reviews())
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json") if more else ("config.json",):
+        shutil.copy(llama / file, in_tmp / "there")
+    done = fw_cli("plan", "--model", "there", "--memory", "8GB", "--length", "16", *more)
+    assert done.code == 0, done.err
