@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,22 @@ def test_with_less_memory_fewer_rows_are_read_before_anything_less_exact_is_done
     assert all(line.startswith("plan: ") for line in told)
 
 
+@pytest.mark.parametrize("kept", ["none", "layer"])
+def test_what_is_computed_again_is_told_as_the_price(
+    wide: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    whole = needed(wide, rows, batch_size=16)
+    monkeypatch.setattr(before, "sets_for", lambda _: [estimate.Tricks(kept)])
+    capsys.readouterr()
+    plan_for(before.TrainConfig(model=str(wide), data=str(rows), batch_size=16, memory=f"{(whole >> 20) - 1}MB"))
+    told = re.search(r"an update computes (1\.\d) times as much as without a limit", capsys.readouterr().err)
+    if kept == "none":
+        assert told is None
+    else:
+        assert told is not None
+        assert 1.1 <= float(told[1]) < 2  # of a step, reading forwards is less than half
+
+
 def test_what_was_asked_for_is_kept(wide: Path, rows: Path) -> None:
     whole = needed(wide, rows, batch_size=16, quantize="nf4")
     config = before.TrainConfig(
@@ -98,7 +115,10 @@ def test_what_cannot_fit_is_refused_and_what_would_is_named(
     with pytest.raises(fw.InputError, match=r"needs about .* this would fit .*(checkpoint|quantize)"):
         plan_for(before.TrainConfig(model=str(wide), data=str(rows), batch_size=8))
     monkeypatch.setattr(before, "left_bytes", lambda _: 1 << 20)
-    with pytest.raises(fw.InputError, match="no set of tricks brings it below"):
+    with pytest.raises(
+        fw.InputError,
+        match=r"the least it needs is about .*, with one row at a time and --checkpoint-activations layer",
+    ):
         plan_for(before.TrainConfig(model=str(wide), data=str(rows), batch_size=8))
 
 

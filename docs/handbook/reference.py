@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 
 import click
@@ -46,12 +47,15 @@ def _members(name: str) -> str:
 
 
 def commands() -> str:
-    """The page of verbs: what each does, and its flags with defaults, as `--help` says it."""
+    """The page of verbs: what each does, and its flags with defaults in their groups, as `--help` says it."""
     group = typer.main.get_command(cli.app)
     out = []
     for name, command in vars(group)["commands"].items():
-        out.append(f"\n## featherweight {name}\n\n{_help(command.help or '')}\n\n| flag | what it does |\n|---|---|\n")
-        out += [_flag(option) for option in command.params if option.name != "help"]
+        out.append(f"\n## featherweight {name}\n\n{_help(command.help or '')}\n")
+        told = [option for option in command.params if option.name != "help"]
+        for title, options in itertools.groupby(told, lambda option: vars(option)["rich_help_panel"] or "Arguments"):
+            out.append(f"\n**{title}**\n\n| flag | what it does |\n|---|---|\n")
+            out += [_flag(option) for option in options]
     return "".join(out)
 
 

@@ -29,7 +29,7 @@ from .adapter_files import (
 )
 from .base import fingerprint, same_base
 from .errors import InputError, nearest, shown
-from .foreign import path_of
+from .foreign import path_of, similar
 from .merging import refuse_merged
 from .method import Method, Part, Retrained
 from .methods import METHODS, method_class
@@ -161,7 +161,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """`adapter_config.json`, as it is, but for the name of the base, which is a text. Raises `InputError` where there is none."""
     folder = Path(folder)
     if not path_of(str(folder)).is_dir():
-        raise InputError(f"adapter: there is no folder {folder}")
+        raise InputError(f"adapter: there is no folder {folder}{similar(str(folder), folder=True)}")
     if (config := json_of(folder, CONFIG)) is None:
         raise InputError(f"adapter: {folder} has no {CONFIG}")
     base = config.get("base_model_name_or_path")

@@ -25,6 +25,7 @@ from . import demo
 from .adapter import attached, living
 from .encoder import fresh_modules, is_encoder, own_labels, with_labels
 from .errors import InputError
+from .foreign import similar
 from .gate import check_gguf, inspect, inspect_config
 from .quant import dense_shape, is_quantised, make_dependable
 from .quantise import quantising, refuse_quantising, stored_kind
@@ -131,7 +132,7 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
-            raise InputError(f"model: there is no file {name}")
+            raise InputError(f"model: there is no file {name}{similar(name, folder=False)}")
         check_gguf(path)
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
@@ -148,7 +149,7 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _inspected(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _inspected(name: str, needs: str | None = None) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """`_source`, and what the gate says to hand over besides."""
     source, packed = _source(name)
     try:
@@ -156,37 +157,43 @@ def _inspected(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     except InputError:
         raise
     except (OSError, ValueError) as e:
-        raise _explain(name, e) from None
+        raise _explain(name, e, needs) from None
 
 
-def _explain(name: str, error: Exception) -> InputError:
+def _explain(name: str, error: Exception, needs: str | None = None) -> InputError:
+    """What another library's error means; `needs` says what of the model would do, where that is not all of it."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "safetensors" in str(error):
         return InputError(
             f"model {name!r}: its weights are not in safetensors (pickled files can run code, so they are not read): {first}"
         )
-    return InputError(
-        f"model {name!r} could not be loaded: {first} — give a hub id, a folder or a .gguf file; "
-        f"without a network, or with --offline, only folders, files and models in the cache work"
+    hint = "" if Path(name).expanduser().exists() else similar(name, (demo.MODEL, demo.ENCODER), folder=True)
+    wanted = f"of the model no more than {needs} is read here" if needs else "give a hub id, a folder or a .gguf file"
+    advice = f"{wanted}; without a network, or with --offline, " + (
+        "a folder that holds that will do" if needs else "only folders, files and models in the cache work"
     )
+    return InputError(f"model {name!r} could not be loaded{hint or ':'} {first} — {advice}")
 
 
-def load_config(name: str) -> Any:
-    """A model's configuration, without its weights: from a name, or from a `config.json` itself."""
+def load_config(name: str, needs: str | None = None) -> Any:
+    """A model's configuration, without its weights: from a name, or from a `config.json` itself.
+
+    `needs`: what of the model whoever asks will use, in words for the error, where that is less than the whole.
+    """
     from transformers import AutoConfig
 
     if name.endswith(".json"):
         if not Path(name).is_file():
-            raise InputError(f"model: there is no file {name}")
+            raise InputError(f"model: there is no file {name}{similar(name, folder=False)}")
         inspect_config(Path(name))
         source, extra = name, {"trust_remote_code": False}
     else:
-        source, packed, found = _inspected(name)
+        source, packed, found = _inspected(name, needs)
         extra = packed | found
     try:
         return AutoConfig.from_pretrained(source, **extra)
     except (OSError, ValueError, KeyError) as e:
-        raise _explain(name, e) from None
+        raise _explain(name, e, needs) from None
 
 
 def load_tokenizer(name: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import PydanticUndefined
 
-from . import __version__
+from . import __version__, groups, synonyms
 from .config import (
     CompareConfig,
     Config,
@@ -46,14 +46,14 @@ app = typer.Typer(
 )  # fmt: skip
 RECIPE = Annotated[
     str | None,
-    typer.Option(help="TOML file that holds any of these settings; flags win over it.", rich_help_panel="Recipe"),
+    typer.Option(help="TOML file that holds any of these settings; flags win over it.", rich_help_panel=groups.RECIPE),
 ]
 SET = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         help="An option of a method, such as r=16 or lora.r=16; `featherweight methods` lists them.",
-        rich_help_panel="Recipe",
+        rich_help_panel=groups.METHOD,
     ),
 ]
 
@@ -76,14 +76,21 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     flag = "--" + name.replace("_", "-")
     if kind is bool and field.default is not False:  # what is not off by itself can be switched off
         flag += "/--no-" + name.replace("_", "-")
-    option = typer.Option(flag, help=(field.description or "") + words + default, show_default=False)
+    told = (field.description or "") + words + default
+    option = typer.Option(flag, help=told, show_default=False, rich_help_panel=groups.group_of(field))
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
+def _place(flag: inspect.Parameter) -> int:
+    """Where a flag's group comes in the help."""
+    [option] = flag.annotation.__metadata__
+    return groups.GROUPS.index(option.rich_help_panel)
+
+
 def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register `function(config)` as a command whose flags are the configuration's fields."""
+    """Register `function(config)` as a command whose flags are the configuration's fields, group by group."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         def command(recipe: str | None = None, set_: list[str] | None = None, **flags: Any) -> None:
@@ -110,10 +117,11 @@ def verb(config_class: type[Config]) -> Callable[[Callable[[Any], None]], Callab
                 raise typer.Exit(130) from None
 
         named = [_flag(n, f) for n, f in config_class.model_fields.items() if n != "options"]
-        tail = [inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RECIPE)]
+        named.append(inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RECIPE))
         if "options" in config_class.model_fields:
-            tail.append(inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SET))
-        command.__signature__ = inspect.Signature([*named, *tail])  # type: ignore[attr-defined]
+            named.append(inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SET))
+        named.sort(key=_place)
+        command.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
         command.__doc__ = function.__doc__
         app.command(function.__name__.rstrip("_"))(command)
         return function
@@ -210,7 +218,12 @@ def report(
         list[str], typer.Argument(help="Folders of comparisons, as `compare` leaves them.", show_default=False)
     ],
     out: Annotated[
-        str | None, typer.Option(help="Folder for the report; by default a new one under runs/.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Folder for the report; by default a new one under runs/.",
+            show_default=False,
+            rich_help_panel=groups.OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Put several comparisons into one table and one page: other days, other machines, other data.
@@ -228,11 +241,15 @@ def methods(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Count parameters for this model: hub id, folder, .gguf or a config.json. No weights are loaded."
+            help="Count parameters for this model: hub id, folder, .gguf or a config.json. No weights are loaded.",
+            rich_help_panel=groups.MODEL,
         ),
     ] = None,
     set_: SET = None,
-    offline: Annotated[bool, typer.Option("--offline", help=Config.model_fields["offline"].description)] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help=Config.model_fields["offline"].description, rich_help_panel=groups.RUNNING),
+    ] = False,
 ) -> None:
     """List the methods: what each is, its paper, its options, and its size on a model.
 
@@ -268,8 +285,17 @@ def main() -> None:
         if not hasattr(e, "format_message"):
             sys.excepthook = _fall  # typer has put its own there
             raise
-        code = _complain(e.format_message()) if sys.argv[1:] else 2  # without a verb, the help has been printed
+        code = _complain(_told(e)) if sys.argv[1:] else 2  # without a verb, the help has been printed
     sys.exit(code)
+
+
+def _told(error: Any) -> str:
+    """What the parser says is wrong; of an option that other tools have, what it is here."""
+    if hasattr(error, "possibilities") and error.ctx is not None:
+        settings = {"options" if param.name == "set_" else param.name for param in error.ctx.command.params}
+        if ours := synonyms.as_flag(error.option_name, settings):
+            return f"{error.message}; did you mean {ours}?"
+    return str(error.format_message())
 
 
 def _complain(message: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import demo
 from .errors import InputError, shown
-from .foreign import path_of
+from .foreign import path_of, similar
 from .formats import first_line, read_csv, read_json_list, read_jsonl, read_parquet
 from .network import check_hub_id
 
@@ -50,7 +50,7 @@ def read(source: str) -> dict[str, Rows]:
     if path.exists() and not path.is_dir():
         raise InputError(f"data: {source} is no file but a device or a pipe; give a file")
     if not path.is_dir() and (path.suffix.lower() in FORMATS or source.startswith((".", "/", "~"))):
-        raise InputError(f"data: there is no file {source}")
+        raise InputError(f"data: there is no file {source}{similar(source)}")
     return _read_hub(str(path) if path.is_dir() else source)
 
 
@@ -83,8 +83,9 @@ def _read_hub(source: str) -> dict[str, Rows]:
         builder.download_and_prepare()
         splits = builder.as_dataset()
     except Exception as e:  # the library raises a dozen kinds
+        hint = similar(source, demo.TABLES)
         raise InputError(
-            f"data: {shown(source)} is neither a file here nor a hub data set that could be read: {first_line(e)}"
+            f"data: {shown(source)} is neither a file here nor a hub data set that could be read{hint or ':'} {first_line(e)}"
         ) from None
     finally:
         datasets.enable_progress_bars()

@@ -36,12 +36,16 @@ def listed(names: Iterable[Any]) -> str:
     return ", ".join(short) + (" …" if len(known) > _MOST_NAMES else "")
 
 
+def near(word: str, known: Iterable[str]) -> list[str]:
+    """The names that are most like a word, three at most, however either is capitalised."""
+    folded = {name.casefold(): name for name in known if len(name) <= _LONGEST_NAME}
+    found = difflib.get_close_matches(word[:_LONGEST_NAME].casefold(), sorted(folded), n=3, cutoff=0.6)
+    return [folded[name] for name in found]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as `did you mean 'lora'?`, or the list of what exists when nothing is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(
-        word[:_LONGEST_NAME], [n for n in known if len(n) <= _LONGEST_NAME], n=3, cutoff=0.6
-    )
-    if near:
-        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    if found := near(word, known):
+        return "did you mean " + " or ".join(repr(name) for name in found) + "?"
     return f"there are: {listed(known)}"

@@ -7,19 +7,23 @@ people have, and far below what hurts: memory is used for the part that is looke
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, shown
+from .errors import InputError, near, shown
 
 LONGEST_ROW = 2 * 2**20
 """Characters of a line or an object of a data file."""
 LONGEST_FILE = 16 * 2**20
 """Bytes of a file that is read whole: a recipe, an adapter's JSON."""
+MOST_ENTRIES = 1_000
+"""Entries of a folder that are looked at for a name like a mistyped one."""
 DEEPEST = 100
 """Levels of a JSON file that is read whole; JSON of rows is limited by Python itself."""
 
@@ -37,6 +41,22 @@ def path_of(name: str) -> Path:
                 f"{shown(name)} cannot be the name of a file: {getattr(e, 'strerror', None) or e}"
             ) from None
     return path
+
+
+def similar(name: str, known: Iterable[str] = (), *, folder: bool | None = None) -> str:
+    """A hint such as `; did you mean 'tickets.csv'?` for what is not there: from the first entries of the folder that it would be
+    in, else from the `known` names; else nothing.
+
+    `folder` says whether it is a folder that is wanted, or a file; either will do where it is None.
+    """
+    path, there = path_of(name), list[str]()
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        first = itertools.islice(entries, MOST_ENTRIES)
+        there = [e.name for e in first if e.name != path.name and folder in (None, e.is_dir())]
+    stems = near(path.stem, {Path(entry).stem for entry in there})  # that both end in .csv does not make names alike
+    files = near(path.name, [entry for entry in there if Path(entry).stem in stems])
+    found = [str(Path(name).with_name(file)) for file in files] + near(name, known)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def read_text(path: Path, most_bytes: int = LONGEST_FILE) -> str:

@@ -11,6 +11,7 @@ import re
 import sys
 
 from .errors import InputError
+from .foreign import similar
 
 OFFLINE = "FEATHERWEIGHT_OFFLINE"
 """Set: also the embedded default is not fetched. `HF_HUB_OFFLINE` alone is about hubs."""
@@ -57,4 +58,5 @@ def check_hub_id(what: str, name: str) -> None:
     if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
         raise InputError(
             f"{what}: {name!r} is no folder or file here, and no hub id either, which is a name or owner/name of letters, digits and -_."
+            f"{similar(name)}"
         )

@@ -10,7 +10,7 @@ import tomllib
 from typing import Any
 
 from .errors import InputError, nearest, shown
-from .foreign import path_of, plain_errors, read_text
+from .foreign import path_of, plain_errors, read_text, similar
 from .methods import METHODS
 
 _KEY = re.compile(r"""\s*\[*\s*(?:"([^"]*)"|'([^']*)'|([\w-]+))\s*[=.\]]""")
@@ -27,7 +27,8 @@ def read_recipe(path: str) -> dict[str, Any]:
                 raise RecursionError
             recipe = tomllib.loads(text)
     except OSError as e:
-        raise InputError(f"--recipe {path}: {e.strerror or e}") from None
+        hint = similar(path, folder=False) if isinstance(e, FileNotFoundError) else ""
+        raise InputError(f"--recipe {path}: {e.strerror or e}{hint}") from None
     except ValueError as e:
         found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(e), flags=re.DOTALL)
         words, where = (found[1], f":{found[2]}") if found else (str(e), "")

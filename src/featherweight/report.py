@@ -8,7 +8,7 @@ from pathlib import Path
 from . import merged, on_disk, page, tables
 from .advice import advice, verdict
 from .errors import InputError
-from .foreign import path_of
+from .foreign import path_of, similar
 from .prepare import new_folder
 from .progress import note
 from .results import FILE, Line, read
@@ -43,6 +43,7 @@ def gathered(folders: Sequence[Path]) -> list[Line]:
         if not lines:
             raise InputError(
                 f"{folder} holds no runs of a comparison: it needs a {FILE}, as `featherweight compare` writes it"
+                + ("" if folder.exists() else similar(str(folder), folder=True))
             )
         for line in lines:
             found[line.identity or f"{folder} {line.name} {line.seed}", merged.machine(line)] = line

@@ -222,7 +222,7 @@ def list_methods(model: str | None, options: dict[str, dict[str, Any]]) -> None:
     """`featherweight methods`."""
     from transformers import LlamaConfig
 
-    config = load_config(model) if model else LlamaConfig(**ARCHITECTURE)
+    config = load_config(model, "its config.json") if model else LlamaConfig(**ARCHITECTURE)
     for name in METHODS:
         cls, method = method_class(name), build_method(name, options.get(name, {}))
         summary = (inspect.getdoc(sys.modules[cls.__module__]) or "").splitlines()[0].split(": ", 1)[1]

@@ -29,7 +29,7 @@ from .checkpoints import differing
 from .config import CompareConfig, TrainConfig, TrainingConfig, merge
 from .data import named
 from .errors import InputError
-from .foreign import path_of, read_json
+from .foreign import path_of, read_json, similar
 from .provenance import command
 from .recipe import read_recipe
 from .redaction import HIDDEN, clean
@@ -114,7 +114,7 @@ def find_run(config: TrainConfig) -> Path | None:
     folder = path_of(wanted)
     if not _is_run(folder):
         if config.resume:
-            raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
+            raise _no_run(wanted)
         return None
     told, flag = _read(folder), "--resume" if config.resume else "--out"
     if told.get("ended") == "complete":
@@ -155,6 +155,11 @@ def _without(asked: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if key not in keys}
 
 
+def _no_run(wanted: str | None) -> InputError:
+    hint = similar(wanted, folder=True) if wanted and not path_of(wanted).exists() else ""
+    return InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT}){hint}")
+
+
 def _is_run(folder: Path) -> bool:
     try:
         return (folder / ABOUT).is_file()
@@ -180,7 +185,7 @@ def settings_in(wanted: str) -> dict[str, Any]:
     """What was asked for in a run's folder, as a recipe: `--resume` needs no other flag."""
     folder = path_of(wanted)
     if not _is_run(folder):
-        raise InputError(f"--resume {wanted}: there is no run in this folder (no {ABOUT})")
+        raise _no_run(wanted)
     recipe = read_recipe(str(folder / RECIPE)) if (folder / RECIPE).is_file() else {}
     asked = _read(folder).get("asked")
     if not isinstance(asked, dict):

@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 from typing import TYPE_CHECKING, Any
 
+from .. import synonyms
 from ..errors import InputError, nearest, shown
 from ..foreign import plain_errors
 from . import METHODS, method_class
@@ -46,7 +47,9 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("init_ids", "rank_pattern")}
     for key in options:
         if key not in fields:
-            raise InputError(f"{name} has no option {shown(key)}; {nearest(key, fields)}")
+            ours = synonyms.as_option(key, name)
+            hint = f"did you mean {ours!r}?" if ours else nearest(key, fields)
+            raise InputError(f"{name} has no option {shown(key)}; {hint}")
     values = {key: typed(name, key, str(fields[key].type), value) for key, value in options.items()}
     return cls(**values)
 

@@ -55,19 +55,20 @@ def before_the_run(
     if plan.fits(room) and plan.micro == settings.batch_size:
         note(f"plan: about {_gib(plan.bytes)}, at most {_gib(plan.high)}, of {_gib(room)}: it fits as it is")
         return config, settings
-    sets = [t for t in sets_for(target) if _may(t, asked)]
+    sets = [t for t in sets_for(target) if _may(t, asked)] or [asked]
     found = choose(shape, [method], settings, rows, room, cpu=target.cpu, sets=sets, **given)
-    if found is None:
+    if not found.fits(room):
         raise InputError(
-            f"{method.title} on {config.model} does not fit into {_gib(room)}: with one row at a time it needs about {_gib(plan.bytes)}, "
-            f"and no set of tricks brings it below; shorten rows with --max-length, or take a smaller model"
+            f"{method.title} on {config.model} does not fit into {_gib(room)}: the least it needs is about {_gib(found.bytes)}, at most "
+            f"{_gib(found.high)}, with one row at a time and {found.flags or 'no trick'}; shorten rows with --max-length, take a smaller "
+            f"model, or more memory"
         )
     if limit is None:
         raise InputError(
             f"{method.title} on {config.model} needs about {_gib(plan.bytes)} even with one row at a time, and {_gib(room)} are free; "
             f"this would fit ({_gib(found.bytes)}): {found.flags} — or --memory {room // 2**20}MB, which chooses by itself"
         )
-    return _as(found, config, settings, room)
+    return _as(found, config, settings, room, plan.operations)
 
 
 def _may(tricks: Tricks, asked: Tricks) -> bool:
@@ -78,13 +79,18 @@ def _may(tricks: Tricks, asked: Tricks) -> bool:
     return all(wanted in ("none", had) for wanted, had in pairs)
 
 
-def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int) -> tuple[TrainConfig, Settings]:
-    """The plan as configuration and settings: the same rows for each update, fewer at a time."""
+def _as(
+    plan: Plan, config: TrainConfig, settings: Settings, room: int, operations: float
+) -> tuple[TrainConfig, Settings]:
+    """The plan as configuration and settings: the same rows for each update, fewer at a time. `operations` are those of an update as
+    it was asked for: what is computed again costs time on every machine, whatever its rates."""
     pieces = -(-settings.batch_size // plan.micro) * settings.accumulate
+    longer = plan.operations / operations
+    price = f"; an update computes {longer:.1f} times as much as without a limit" if longer >= 1.05 else ""
     exact = plan.tricks.exact or config.quantize != "none"
     note(
         f"plan: {plan.micro} rows at a time, {pieces} such piece{'s' * (pieces > 1)} for an update; tricks: {plan.tricks}\n"
-        f"plan: that is the quickest within {_gib(room)}; it needs about {_gib(plan.bytes)}, at most {_gib(plan.high)}\n"
+        f"plan: that is the quickest within {_gib(room)}; it needs about {_gib(plan.bytes)}, at most {_gib(plan.high)}{price}\n"
         + (
             "plan: the result is that of the whole batch at once"
             if exact

@@ -94,6 +94,8 @@ class Plan:
     seconds: float | None
     parameters: int
     trained: int
+    operations: float
+    """Floating-point operations of an update, known without any rates."""
 
     @property
     def bytes(self) -> int:
@@ -162,7 +164,8 @@ def predict(
     taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
     if taken is not None and fetched:  # layers are brought in while the device computes
         taken = max(taken, fetched * -(-len(rows) // micro) / (DISK if tricks.stream == "disk" else LINK))
-    return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained)
+    operations = sum(n * each for (each, _, _), n in peaks.work.items())
+    return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained, operations)
 
 
 def elsewhere(config: Any, dtype: torch.dtype, quantize: str, labels: Sequence[str] | None) -> tuple[int, int]:
@@ -229,9 +232,9 @@ def choose(
     rates: Rates | None = None,
     sets: Sequence[Tricks] | None = None,
     **given: Any,
-) -> Plan | None:
-    """The cheapest plan that fits into this memory, or None: the quickest of those with exact tricks, else of the others,
-    and streaming only where nothing else does.
+) -> Plan:
+    """The cheapest plan that fits into this memory: the quickest of those with exact tricks, else of the others, and streaming only
+    where nothing else does. Where nothing fits, the plan that needs least.
 
     `sets` are the tricks to choose from; by default all that mean something there.
 
@@ -241,17 +244,17 @@ def choose(
     from .clock import rates_of
 
     target = Target("this memory", memory_bytes, cpu, rates or rates_of(find_card("RTX 3060")))
-    known = list(sets_for(target) if sets is None else sets)
+    known, plans = list(sets_for(target) if sets is None else sets), list[Plan]()
     for group in sorted({_order(tricks) for tricks in known}):
-        plans = [
+        plans += [
             consider(config, method, settings, rows, target, tricks, **given)
             for method in methods
             for tricks in known
             if _order(tricks) == group
         ]
-        if fitting := [p for p in plans if p.fits(memory_bytes)]:
-            return min(fitting, key=lambda p: rank(p, memory_bytes))
-    return None
+        if any(p.fits(memory_bytes) for p in plans):
+            break
+    return min(plans, key=lambda p: rank(p, memory_bytes))
 
 
 def mean_share(config: Any, examples: Sequence[Example], settings: Settings, heavy: Sequence[Example]) -> float:

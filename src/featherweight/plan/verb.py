@@ -38,7 +38,8 @@ def run_plan(config: PlanConfig) -> int:
     if not names:
         raise InputError(f"--method names none; there are: {', '.join(METHODS)}")
     methods = [build_method(name, config.options.get(name, {})) for name in names]
-    shape = load_config(config.model)
+    needs = "its config.json" if config.data is None else "its config.json and tokenizer"
+    shape = load_config(config.model, needs)
     dtype = dtype_of(config)
     examples, tested, labels = examples_of(config, shape, methods)
     settings = settings_of(config, len(examples), lr=1e-3)
