@@ -1,6 +1,7 @@
 """The columns of the page's table: the reference's eight first, then everything else that was measured.
 
-They stand in the reference's order but for the accuracy, which follows the name: a phone shows two columns, and these are what one looks for.
+They stand in the reference's order but for the accuracy, which follows the name: a phone shows two columns, and these are what one
+looks for.
 """
 
 from __future__ import annotations
