@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from subprocess import run
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,16 +17,24 @@ import pytest
 
 from comparisons import METHODS, TESTED, comparison, diverged, line, majority, provenance, rows, stored, untouched
 from featherweight import figures, merged
-from featherweight.figures import confusion, drawing, front, placing, trails
-from featherweight.results import Line
+from featherweight.figures import accuracies, confusion, drawing, front, placing, trails
+from featherweight.results import Line, read
 
-ALL = {"accuracy-parameters", "accuracy-memory", "accuracy-time", "learning-curves", "memory-over-a-step", "confusion"}
+ALL = {
+    "accuracy", "accuracy-parameters", "accuracy-memory", "accuracy-time", "learning-curves", "memory-over-a-step", "confusion",
+}  # fmt: skip
 KNOWN = {TESTED: rows()}
 
 
-def words(svg: str) -> list[str]:
-    """The texts of an SVG."""
-    return ["".join(node.itertext()) for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("text")]
+def words(shown: figures.Shown) -> list[str]:
+    """The texts of a figure's drawings, and the names of its panels."""
+    nodes = [node for part in shown.parts for node in ElementTree.fromstring(part.svg).iter()]
+    return [part.name for part in shown.parts] + ["".join(n.itertext()) for n in nodes if n.tag.endswith("text")]
+
+
+def svg(shown: figures.Shown) -> str:
+    """All its drawings, one after the other."""
+    return "".join(part.svg for part in shown.parts)
 
 
 def drawn(lines: list[Line], known: figures.Tested = KNOWN) -> dict[str, figures.Shown]:
@@ -61,13 +70,32 @@ def test_what_was_not_trained_is_a_level_and_no_point() -> None:
     assert {p.title for p in front.points(lines, front.PARAMETERS)} >= {"LoRA", "full fine-tuning"}
     assert not {"untouched model", "majority class"} & {p.title for p in front.points(lines, front.PARAMETERS)}
     assert [name for name, _ in front.levels(lines)] == ["untouched model", "majority class"]
-    told = words(drawn(lines)["accuracy-time"].svg)
+    told = words(drawn(lines)["accuracy-time"])
     assert {f"untouched model {100 * untouched().accuracy:.1f}", "↓ majority class 45.0"} <= set(told)
 
 
+def test_accuracy_is_drawn_of_every_row_however_far_below_the_best_first() -> None:
+    lines = [*comparison(1), diverged()]
+    told = words(drawn(lines)["accuracy"])
+    rows_of = accuracies.accuracies(lines)
+    assert {"majority class", "untouched model", "LoRA (r=1)", "Prefix-Tuning (num_virtual_tokens=50)"} <= set(told)
+    assert len(rows_of) == len(lines)
+    assert [row.mean for row in rows_of] == sorted((row.mean for row in rows_of), reverse=True)
+    assert {f"{100 * row.mean:.1f}" for row in rows_of} <= set(told)
+
+
+def test_rows_below_the_others_have_their_place_where_that_does_not_flatten_the_others() -> None:
+    low = [line(f"low{i}", f"Low {i}", 0.58, 1000 * (i + 1)) for i in range(3)]
+    found = front.points([*comparison(1)[:5], *low], front.PARAMETERS)
+    assert min(p.accuracy for p in found) < 0.62
+    told = words(drawn([*comparison(1)[:5], *low])["accuracy-parameters"])
+    assert {"Low 0", "Low 1", "Low 2"} <= set(told)  # at the edge it would have its number too
+
+
 def test_a_row_far_below_or_far_dearer_is_told_at_the_edge_and_does_not_flatten_the_others() -> None:
-    told = words(drawn([*comparison(3), *(diverged(seed=seed) for seed in range(3))])["accuracy-memory"].svg)
-    assert any(re.fullmatch(r"LoRA \(r=1\) \d\d\.\d", word) for word in told)
+    broken = [line("lora:r=1", "LoRA (r=1)", 0.1, 57_000, 1200, seed=seed) for seed in range(3)]
+    told = words(drawn([*comparison(3), *broken])["accuracy-memory"])
+    assert any(re.fullmatch(r"LoRA \(r=1\) \d+\.\d", word) for word in told)
     assert "full fine-tuning → 2,350" in told
 
 
@@ -89,18 +117,42 @@ def test_names_do_not_lie_on_each_other(seed: int) -> None:
     assert all(box[0] >= 0 and box[1] >= 0 and box[2] <= 480 and box[3] <= 300 for box in boxes)
 
 
-def test_of_the_default_comparison_no_name_lies_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+STORED = Path(__file__).parent.parent / "benchmarks/results"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [comparison(1), comparison(3), read(STORED / "default"), read(STORED / "tweets"), stored()],
+    ids=["one seed", "three seeds", "default", "tweets", "encoder"],
+)
+def test_no_name_is_crossed_by_a_line_or_lies_on_another(monkeypatch: pytest.MonkeyPatch, lines: list[Line]) -> None:
+    """On a page and on a phone: neither by the front nor by an interval, a reference or what leads to another's name."""
     seen: list[list[placing.Box]] = []
-    place = placing.place
+    place, freest = placing.place, placing.freest
 
-    def remember(*given: object) -> list[placing.Box]:
-        seen.append(place(*given))  # type: ignore[arg-type]
-        return seen[-1]
+    def placed(points: Any, sizes: Any, marks: Any, frame: Any) -> list[placing.Box]:
+        boxes = place(points, sizes, marks, frame)
+        seen.append(boxes)
+        assert all(apart([box, mark]) for box in boxes for mark in marks)
+        crossed = placing._inside(leaders(boxes, points), np.array(boxes)).any(1)
+        assert not (crossed & ~np.eye(len(boxes), dtype=bool)).any()
+        return boxes
 
-    monkeypatch.setattr(placing, "place", remember)
-    figures.show(comparison(3), {})
-    assert len(seen) == 3
-    assert all(len(boxes) == len(METHODS) + 1 and apart(boxes) for boxes in seen)
+    def written(boxes: Any, marks: Any) -> placing.Box:
+        box = freest(boxes, marks)
+        assert all(apart([box, mark]) for mark in marks)
+        return box
+
+    monkeypatch.setattr(placing, "place", placed)
+    monkeypatch.setattr(placing, "freest", written)
+    figures.show(lines, {})
+    assert len(seen) == 6
+    assert all(boxes and apart(boxes) for boxes in seen)
+
+
+def leaders(boxes: list[placing.Box], points: list[tuple[float, float]]) -> np.ndarray:
+    """Places on the way from each point to its name."""
+    return np.concatenate([placing._line(np.array([box]), point) for box, point in zip(boxes, points, strict=True)])
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------------
@@ -119,7 +171,7 @@ def test_a_loss_that_is_not_finite_is_a_gap_with_words() -> None:
     assert curve.lost == 41
     assert np.isfinite(curve.mean[:40]).all()
     assert np.isnan(curve.mean[40:]).all()
-    assert "no finite loss at step 41" in words(drawn([diverged(), *comparison(1)])["learning-curves"].svg)
+    assert "no finite loss at step 41" in words(drawn([diverged(), *comparison(1)])["learning-curves"])
 
 
 def test_runs_of_different_length_and_a_run_without_any_finite_loss_are_drawn() -> None:
@@ -155,6 +207,19 @@ def test_without_labels_or_right_answers_there_is_no_confusion() -> None:
     assert "confusion" not in drawn(comparison(1), {})
 
 
+@pytest.mark.parametrize("name", ["learning-curves", "memory-over-a-step", "confusion"])
+def test_a_page_has_every_panel_by_itself_under_its_whole_name(name: str) -> None:
+    parts = drawn(comparison(1))[name].parts
+    assert "Prefix-Tuning (num_virtual_tokens=50)" in [part.name for part in parts]
+    assert len(parts) == len({x.name for x in comparison(1) if x.losses or name == "confusion"})
+
+
+def test_what_is_crowded_is_drawn_once_more_for_a_phone() -> None:
+    broad, narrow = drawn(comparison(1))["accuracy-time"].parts
+    assert (broad.screen, narrow.screen) == ("broad", "narrow")
+    assert 'viewBox="0 0 344' in narrow.svg
+
+
 # --- what is drawn --------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +228,7 @@ def test_every_figure_is_there_and_names_every_method(seeds: int) -> None:
     found = drawn(comparison(seeds))
     assert set(found) == ALL
     for name in (
+        "accuracy",
         "accuracy-parameters",
         "accuracy-memory",
         "accuracy-time",
@@ -170,38 +236,40 @@ def test_every_figure_is_there_and_names_every_method(seeds: int) -> None:
         "memory-over-a-step",
         "confusion",
     ):
-        told = " ".join(words(found[name].svg))
+        told = " ".join(words(found[name]))
         assert all(title.split(" (num")[0] in told for _, title, *_ in METHODS), name
 
 
 def test_one_line_and_rows_of_an_older_version_are_drawn() -> None:
     assert "accuracy-parameters" in drawn([line("a", "A", 0.8)])
     old = [replace(x, right=[], memory_over_step=[], tested="", peak_bytes=0) for x in comparison(1)]
-    assert set(drawn(old)) == {"accuracy-parameters", "accuracy-time", "learning-curves"}
+    assert set(drawn(old)) == {"accuracy", "accuracy-parameters", "accuracy-time", "learning-curves"}
     assert drawn([]) == {}
-    assert drawn([untouched(), majority()]).keys() == {"confusion"}
+    assert drawn([untouched(), majority()]).keys() == {"accuracy", "confusion"}
 
 
 def test_the_stored_comparison_is_drawn() -> None:
     """Of a version that stored fewer figures."""
-    assert {"accuracy-parameters", "accuracy-memory", "accuracy-time", "learning-curves"} <= set(drawn(stored()))
+    assert {"accuracy", "accuracy-parameters", "accuracy-memory", "accuracy-time", "learning-curves"} <= set(
+        drawn(stored())
+    )
 
 
 def test_two_machines_never_share_a_front() -> None:
     other = [replace(x, provenance=provenance("another machine")) for x in comparison(1) if x.name in ("lora", "ia3")]
     found = drawn([*comparison(1), *other])
     assert {"accuracy-memory-a", "accuracy-memory-b", "accuracy-time-a", "accuracy-time-b"} <= set(found)
-    on_b = words(found["accuracy-time-b"].svg)
+    on_b = words(found["accuracy-time-b"])
     assert {"LoRA", "(IA)³"} <= set(on_b)
     assert not any(title in on_b for _, title, *_ in METHODS if title not in ("LoRA", "(IA)³"))
-    assert {"LoRA · A", "LoRA · B", "AdaLoRA"} <= set(words(found["accuracy-parameters"].svg))
+    assert {"LoRA · A", "LoRA · B", "AdaLoRA"} <= set(words(found["accuracy-parameters"]))
 
 
 def test_a_method_has_the_same_colour_on_every_machine() -> None:
     other = [replace(x, provenance=provenance("another machine")) for x in comparison(1)[3:5]]
     lines = [*comparison(1)[:5], *other]
     assert [c.title for c in trails.curves(merged.kept_apart(lines))][-2:] == ["Prompt Tuning · B", "P-Tuning · B"]
-    on_b = drawn(lines)["accuracy-memory-b"].svg
+    on_b = svg(drawn(lines)["accuracy-memory-b"])
     assert "var(--series-3)" in on_b
     assert "var(--series-0)" not in on_b
 
@@ -234,15 +302,15 @@ def test_the_same_runs_are_the_same_bytes_in_another_process(tmp_path: Path) -> 
 def test_a_figure_for_a_page_takes_its_colours_and_shares_no_name_with_another() -> None:
     found = drawn(comparison(1))
     names: set[str] = set()
-    for shown in found.values():
-        assert "currentColor" in shown.svg
-        assert "var(--series-0)" in shown.svg or shown.name == "confusion"
-        assert not re.search(r"#[0-9a-f]{6}", shown.svg), shown.name
-        assert not re.search(r"<style|<metadata|https?:", shown.svg)
-        own = re.findall(r'\bid="([^"]+)"', shown.svg)
+    for name, text in ((shown.name, part.svg) for shown in found.values() for part in shown.parts):
+        assert "var(--soft)" in text
+        assert re.search(r"var\(--series-\d\)|currentColor", text) or name == "confusion"
+        assert not re.search(r"#[0-9a-f]{6}", text), name
+        assert not re.search(r"<style|<metadata|https?:", text)
+        own = re.findall(r'\bid="([^"]+)"', text)
         assert len(own) == len(set(own))
         assert not names & set(own)
-        assert {found[1:] for found in re.findall(r'href="([^"]+)"', shown.svg)} <= set(own)
+        assert {found[1:] for found in re.findall(r'href="([^"]+)"', text)} <= set(own)
         names |= set(own)
 
 
@@ -265,9 +333,8 @@ def test_importing_figures_does_not_import_matplotlib() -> None:
 def test_hostile_names_are_drawn_as_text() -> None:
     bad = '</svg><script>alert(1)</script> $x^2$ "&\u202e\x00'
     for shown in drawn([line("x", bad, 0.8), line("y", "語" * 40, 0.7)]).values():
-        assert "<script" not in shown.svg
-        assert "\u202e" not in shown.svg
-        ElementTree.fromstring(shown.svg)
+        assert "<script" not in svg(shown)
+        assert "\u202e" not in "".join(words(shown))
 
 
 # --- the colours ----------------------------------------------------------------------------------------------------------

@@ -98,6 +98,27 @@ def test_the_page_itself_does_not_scroll_sideways(opened: Any, width: int) -> No
     assert tab.evaluate("[...document.querySelectorAll('.scroll')].some(x => x.scrollWidth > x.clientWidth)")
 
 
+@pytest.mark.parametrize("width", [320, 375, 500, 1280])
+def test_names_and_accuracies_are_seen_without_scrolling_and_words_say_that_there_is_more(
+    opened: Any, width: int
+) -> None:
+    tab = opened(width)
+    table = tab.locator("table[data-sortable]")
+    assert table.locator("thead tr:last-child > :nth-child(2)").inner_text().startswith("Accuracy")
+    for cell in table.locator("tbody > tr > :nth-child(-n+2)").all():
+        box = cell.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    assert tab.locator(".hint").is_visible()
+
+
+def test_a_table_that_fits_has_no_hint_that_it_scrolls(opened: Any) -> None:
+    tab = opened(1280)
+    tab.evaluate("document.querySelector('main').style.maxWidth = 'none'")
+    tab.set_viewport_size({"width": 4000, "height": 800})
+    tab.locator(".hint").wait_for(state="hidden", timeout=3000)
+
+
 def test_the_first_column_stays_when_the_table_is_scrolled(opened: Any) -> None:
     tab = opened(375)
     tab.evaluate("document.querySelector('.scroll').scrollLeft = 600")

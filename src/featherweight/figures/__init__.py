@@ -14,8 +14,8 @@ from typing import Any
 
 from .. import merged
 from ..results import Line, entries, read_tested
-from . import confusion, drawing, front, trails
-from .drawing import FILES, PAGE, Look
+from . import accuracies, confusion, drawing, front, trails
+from .drawing import FILES, PAGE, PHONE, Look
 
 FOLDER = "figures"
 Tested = Mapping[str, Sequence[Mapping[str, str]]]
@@ -30,9 +30,23 @@ class Picture:
     title: str
     caption: str
     """What to look at, in a sentence."""
-    draw: Callable[[Look, str], Any]
-    """`draw(look, title)` is matplotlib's `Figure`."""
-    wide: bool = False
+    draw: Callable[..., Any]
+    """`draw(look, title)` is matplotlib's `Figure`; `draw(look, title, i)` has nothing but the i-th panel."""
+    panels: Sequence[str] = ()
+    """What its small panels are called: a page has them one by one, as many beside each other as it has room for."""
+    crowded: bool = False
+    """Names stand in it that would be too small on a phone: it is drawn once more for one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One drawing of a figure."""
+
+    svg: str
+    name: str = ""
+    """What it is called, where it is one of several panels."""
+    screen: str = ""
+    """`broad` or `narrow`: the only screens that it is for."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +56,7 @@ class Shown:
     name: str
     title: str
     caption: str
-    svg: str
-    wide: bool = False
+    parts: Sequence[Part]
 
 
 def save(folder: Path, lines: Sequence[Line], tested: Tested | None = None) -> list[Shown]:
@@ -71,9 +84,19 @@ def show(lines: Sequence[Line], tested: Tested) -> list[Shown]:
 
 
 def _shown(picture: Picture) -> Shown:
-    told = html.escape(f"{picture.title}. {picture.caption}")
-    text = drawing.inline(drawing.svg(picture.draw(PAGE, picture.title)), picture.name, told)
-    return Shown(picture.name, picture.title, picture.caption, text, picture.wide)
+    def svg(look: Look, mark: str, told: str, *panel: int) -> str:
+        return drawing.inline(
+            drawing.svg(picture.draw(look, picture.title, *panel)), picture.name + mark, html.escape(told)
+        )
+
+    whole = f"{picture.title}. {picture.caption}"
+    if picture.panels:
+        parts = [Part(svg(PAGE, f"-{i}", f"{picture.title}: {name}", i), name) for i, name in enumerate(picture.panels)]
+    elif picture.crowded:
+        parts = [Part(svg(PAGE, "", whole), screen="broad"), Part(svg(PHONE, "-narrow", whole), screen="narrow")]
+    else:
+        parts = [Part(svg(PAGE, "", whole))]
+    return Shown(picture.name, picture.title, picture.caption, parts)
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -91,6 +114,7 @@ def pictures(lines: Sequence[Line], tested: Tested) -> list[Picture]:
         (merged.kept_apart(own), letters[machine] if len(machines) > 1 else "") for machine, own in machines.items()
     ]
     found = [
+        _accuracies(together, colour),
         _cost(front.PARAMETERS, together, colour),
         *(_cost(cost, own, colour, letter) for cost in (front.MEMORY, front.TIME) for own, letter in alone),
         _losses(together, colour),
@@ -105,18 +129,28 @@ def _on(letter: str, name: str, title: str) -> tuple[str, str]:
     return (f"{name}-{letter.lower()}", f"{title} on machine {letter}") if letter else (name, title)
 
 
+def _accuracies(lines: Sequence[Line], colour: Mapping[str, int]) -> Picture | None:
+    rows = accuracies.accuracies(lines)
+    if not rows:
+        return None
+    caption = "Every row of the table, the best first, with its 95 % interval; squares are references."
+    return Picture("accuracy", "Accuracy", caption, lambda look, title: accuracies.draw(look, title, rows, colour))
+
+
 def _cost(cost: front.Cost, lines: Sequence[Line], colour: Mapping[str, int], letter: str = "") -> Picture | None:
     points = front.points(lines, cost)
     if not points:
         return None
-    names = ", ".join(points[i].title for i in front.pareto([(point.cost, point.accuracy) for point in points]))
+    names = ", ".join(
+        points[i].title.replace("\n", " ") for i in front.pareto([(point.cost, point.accuracy) for point in points])
+    )
     caption = (
         f"Filled marks on the line are worth their {cost.word}: nothing else here is as accurate with {cost.less} ({names}); "
         "bars are 95 % intervals."
     )
     draw = lambda look, title: front.draw(look, title, cost, points, front.levels(lines), colour)  # noqa: E731
     name, title = _on(letter, f"accuracy-{cost.name}", f"Accuracy against {cost.title}")
-    return Picture(name, title, caption, draw, wide=cost.width > 500)
+    return Picture(name, title, caption, draw, crowded=True)
 
 
 def _losses(lines: Sequence[Line], colour: Mapping[str, int]) -> Picture | None:
@@ -129,8 +163,8 @@ def _losses(lines: Sequence[Line], colour: Mapping[str, int]) -> Picture | None:
         f"Training loss, smoothed, {over}, with all others in grey: a curve that still falls at its end would have learned more with "
         "more steps."
     )
-    draw = lambda look, title: trails.draw_losses(look, title, curves, colour)  # noqa: E731
-    return Picture("learning-curves", "How the loss fell", caption, draw, wide=True)
+    draw = lambda look, title, *only: trails.draw_losses(look, title, curves, colour, *only)  # noqa: E731
+    return Picture("learning-curves", "How the loss fell", caption, draw, [curve.title for curve in curves])
 
 
 def _memory(lines: Sequence[Line], colour: Mapping[str, int], letter: str) -> Picture | None:
@@ -141,9 +175,9 @@ def _memory(lines: Sequence[Line], colour: Mapping[str, int], letter: str) -> Pi
         "What was held while one training step ran, with all others in grey: the dotted peak is what the method needs, the level at "
         "the left what is held between steps."
     )
-    draw = lambda look, title: trails.draw_memory(look, title, steps, colour)  # noqa: E731
+    draw = lambda look, title, *only: trails.draw_memory(look, title, steps, colour, *only)  # noqa: E731
     name, title = _on(letter, "memory-over-a-step", "Memory over one training step")
-    return Picture(name, title, caption, draw, wide=True)
+    return Picture(name, title, caption, draw, [step.title for step in steps])
 
 
 def _confusion(lines: Sequence[Line], tested: Tested) -> Picture | None:
@@ -154,5 +188,5 @@ def _confusion(lines: Sequence[Line], tested: Tested) -> Picture | None:
         "For each right answer (a row), how often each answer was given, in %, over all seeds: what is right lies on the falling "
         "diagonal, and an empty column is an answer never given."
     )
-    draw = lambda look, title: confusion.draw(look, title, matrices)  # noqa: E731
-    return Picture("confusion", "What is taken for what", caption, draw, wide=True)
+    draw = lambda look, title, *only: confusion.draw(look, title, matrices, *only)  # noqa: E731
+    return Picture("confusion", "What is taken for what", caption, draw, [matrix.title for matrix in matrices])

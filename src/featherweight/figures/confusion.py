@@ -13,11 +13,14 @@ from ..results import Entry, Line, entries
 from . import drawing
 from .drawing import Look
 
-WIDTH = 840
+WIDTH, ALONE = 840, 260
+"""Of the figure, and of a panel that stands alone, in points."""
 MOST = 40
 """Classes: more cannot be drawn."""
 SMALLEST_WITH_NUMBER = 20
 """Points of a cell's side: a smaller one has no room for its number."""
+SMALLEST_CELL = 12
+"""Points of its side in a panel that stands alone: a label of that height stands beside it."""
 DARKEST = 0.5
 """Of a cell: on more of the accent its number could not be read."""
 
@@ -58,8 +61,10 @@ def _matrix(entry: Entry, answers: Sequence[str], labels: list[str]) -> Matrix:
     return Matrix(plain(entry.first.method, 60), labels, np.where(whole > 0, count / np.maximum(whole, 1), np.nan))
 
 
-def draw(look: Look, title: str, matrices: Sequence[Matrix]) -> Any:
-    """A small panel for each."""
+def draw(look: Look, title: str, matrices: Sequence[Matrix], only: int | None = None) -> Any:
+    """A small panel for each; or only that of one."""
+    if only is not None:
+        return _alone(look, title, matrices[only])
     k, words = len(matrices[0].labels), [plain(label, 14) for label in matrices[0].labels]
     columns = drawing.columns(len(matrices), *((4, 5) if k <= 4 else (3, 4) if k <= 6 else (3, 3)))
     rows = -(-len(matrices) // columns)
@@ -86,6 +91,20 @@ def draw(look: Look, title: str, matrices: Sequence[Matrix]) -> Any:
         size=9.5,
         color=look.soft,
     )
+    return figure
+
+
+def _alone(look: Look, title: str, matrix: Matrix) -> Any:
+    """One panel, without its name: that is for what stands around it."""
+    k, words = len(matrix.labels), [plain(label, 14) for label in matrix.labels]
+    room = max(drawing.extent(word, 9.5)[0] for word in words)
+    side = max(ALONE - room - 24, k * SMALLEST_CELL)
+    left, below = room + 14, room * 0.75 + 28
+    figure = drawing.sheet(look, left + side + 10, below + side + 8, title)
+    axes = drawing.panel(figure, look, left, below, side, side, lines=False)
+    _cells(axes, look, matrix, side)
+    axes.set_yticks(range(k), words, size=9.5)
+    axes.set_xticks(range(k), words, size=9.5, rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
 

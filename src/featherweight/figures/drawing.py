@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -36,10 +36,11 @@ _MEASURED_IN = "DejaVu Sans"
 
 @dataclass(frozen=True)
 class Look:
-    """The colours of a drawing, and whether it carries its own title."""
+    """The colours of a drawing, whether it carries its own title, and whether it is for a phone."""
 
     colours: dict[str, str]
     titled: bool
+    narrow: bool = False
 
     def __getattr__(self, name: str) -> str:
         try:
@@ -54,6 +55,7 @@ class Look:
 
 FILES = Look(LIGHT, titled=True)
 PAGE = Look({name: stand_in for stand_in, name in STAND_INS.items()}, titled=False)
+PHONE = replace(PAGE, narrow=True)
 
 
 @contextmanager
@@ -98,6 +100,26 @@ def panel(
         axes.grid(axis="y", color=look.rule, linewidth=0.8)
         axes.set_axisbelow(True)
     return axes
+
+
+def label(axes: Any, look: Look, box: tuple[float, float, float, float], words: str, **style: Any) -> None:
+    """A text in a box, in points of the figure, without the grid or what else is only a background behind it. Marks stay."""
+    from matplotlib.patches import Rectangle
+
+    turn, where = axes.transAxes.inverted().transform, {"transform": axes.transAxes}
+    (x0, y0), (x1, y1) = turn([box[:2], box[2:]])
+    behind = Rectangle(
+        (x0, y0), x1 - x0, y1 - y0, facecolor=look.paper, linewidth=0, zorder=1.5, clip_on=False, **where
+    )
+    axes.add_patch(behind)
+    axes.text(x0, (y0 + y1) / 2, words, va="center", **where, **style)
+
+
+def clear_text(axes: Any, look: Look, across: float, up: float, words: str, *, va: str) -> None:
+    """A text that ends at a place in the axes, with nothing behind it: neither the grid nor a line goes through it."""
+    behind = {"facecolor": look.paper, "edgecolor": "none", "pad": 1}
+    style = {"size": 10, "color": look.ink, "ha": "right", "va": va, "zorder": 5, "bbox": behind}
+    axes.text(across, up, words, transform=axes.transAxes, **style)
 
 
 @lru_cache(maxsize=4096)

@@ -17,9 +17,19 @@ from ..results import Entry, Line, entries
 from . import drawing, placing
 from .drawing import Look
 
-HEIGHT = 380
+WIDTH, NARROW, HEIGHT = 480, 344, 380
+"""Of the figure, in points; the narrow one is for phones."""
 FAR = 0.6
 """A reference further below the rows than this share of their spread is told at the edge, and does not flatten what is above."""
+FLATTENED = 1 / 3
+"""Of the axis: rows far below are told at the edge where those above would be left with less than this share of it."""
+
+LONGEST = 30
+"""Characters of a name in one line."""
+GAP = 2
+"""Points between a name and the line to it."""
+BETWEEN = 5
+"""Points between the places on a line that names keep away from: a name is higher and wider."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,11 @@ class Cost:
     axis: str
     of: Callable[[Entry], float | None]
     logarithmic: bool = False
-    width: int = 480
-    """Of the figure, in points."""
 
 
 PARAMETERS = Cost(
     "parameters", "trainable parameters", "parameters", "fewer parameters", "trainable parameters",
-    lambda entry: entry.first.trainable_params, logarithmic=True, width=840,
+    lambda entry: entry.first.trainable_params, logarithmic=True,
 )  # fmt: skip
 MEMORY = Cost(
     "memory", "memory", "memory", "less memory", "MiB, peak of training",
@@ -69,15 +77,23 @@ def points(lines: Sequence[Line], cost: Cost) -> list[Point]:
     for entry in entries(lines):
         at, known = cost.of(entry), estimate(entry)
         if entry.first.train_steps and at and known is not None:
-            first, title = entry.first, plain(entry.first.method, 30)
+            first, title = entry.first, _two_lines(entry.first.method)
             found.append(Point(first.name, title, at, known.mean, known.interval, first.kind == "reference"))
     return found
+
+
+def _two_lines(method: str) -> str:
+    """A long name has its options in a second line: short ones find a place more easily."""
+    name, options = plain(method, LONGEST), ""
+    if name.endswith("…") and " (" in name:
+        name, _, options = plain(method, 2 * LONGEST).partition(" (")
+    return f"{name}\n({plain(options, LONGEST)}" if options else name
 
 
 def levels(lines: Sequence[Line]) -> list[tuple[str, float]]:
     """The references that nothing was trained for: accuracies that cost nothing."""
     found = [(e.first.method, estimate(e)) for e in entries(lines) if not e.first.train_steps]
-    return [(plain(title, 30), known.mean) for title, known in found if known is not None]
+    return [(plain(title, LONGEST), known.mean) for title, known in found if known is not None]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -96,9 +112,10 @@ def draw(
     colour: Mapping[str, int],
 ) -> Any:
     """One such figure."""
-    figure = drawing.sheet(look, cost.width, HEIGHT, title)
-    axes = drawing.panel(figure, look, 46, 44, cost.width - 62, HEIGHT - 68)
-    figure.text(10 / cost.width, (HEIGHT - 14) / (figure.get_figheight() * 72), "accuracy, %", size=10, color=look.soft)
+    width = NARROW if look.narrow else WIDTH
+    figure = drawing.sheet(look, width, HEIGHT, title)
+    axes = drawing.panel(figure, look, 46, 44, width - 62, HEIGHT - 68)
+    figure.text(10 / width, (HEIGHT - 14) / (figure.get_figheight() * 72), "accuracy, %", size=10, color=look.soft)
     axes.set_xlabel(cost.axis, size=10, color=look.soft, labelpad=6)
     below, near = _limits(axes, points, levels)
     beyond = _cost_axis(axes, cost, sorted(p.cost for p in points))
@@ -123,8 +140,9 @@ def _limits(
     """
     order = sorted(points, key=lambda p: -p.accuracy)
     low, high = order[0].interval
+    whole = high - min(p.interval[0] for p in points)
     for above, point in itertools.pairwise(order):
-        if above.accuracy - point.accuracy > max(high - low, 0.1):
+        if above.accuracy - point.accuracy > max(high - low, 0.1) and high - low < FLATTENED * whole:
             break
         low, high = min(low, point.interval[0]), max(high, point.interval[1])
     spread = max(high - low, 0.02)
@@ -183,7 +201,11 @@ def _front(axes: Any, look: Look, best: Sequence[Point], below: float) -> list[p
     if len(at) < 2:
         return []
     axes.plot(*axes.transData.inverted().transform(at).T, color=look.soft, linewidth=1, zorder=2)
-    between = [a + share * (b - a) for a, b in itertools.pairwise(at) for share in np.linspace(0, 1, 12)]
+    between = [
+        a + share * (b - a)
+        for a, b in itertools.pairwise(at)
+        for share in np.linspace(0, 1, 2 + int(math.dist(a, b) / BETWEEN))
+    ]
     return [(x - 3, y - 3, x + 3, y + 3) for x, y in between]
 
 
@@ -213,26 +235,31 @@ def _levels(
     """References without a cost as dashed lines with their name on them; those far away in words at the edge."""
     (left, below, right, above), boxes = axes.get_window_extent().extents, list[placing.Box]()
 
-    def write(words: str, heights: Sequence[float]) -> None:
-        width, _ = drawing.extent(words, 9.5)
-        starts = (left + 3, right - width - 3, (left + right - width) / 2)
-        box = placing.freest([(x, y - 7, x + width, y + 7) for y in heights for x in starts], [*marks, *boxes])
-        where = axes.transAxes.inverted().transform((box[0], (box[1] + box[3]) / 2))
-        axes.text(*where, words, transform=axes.transAxes, size=9.5, color=look.soft, va="center", zorder=5)
+    def write(words: str, height: float, sides: Sequence[int]) -> None:
+        """Beside a line: in one line of text or in two, wherever that lies on least."""
+        places: dict[placing.Box, str] = {}
+        for text in dict.fromkeys((words, words.replace(" (", "\n(", 1))):
+            width, high = drawing.extent(text, 9.5)[0], 7 * (1 + text.count("\n"))
+            start, end = left + 3, right - width - 3
+            for y in (height + side * (high + 1) for side in sides):
+                for x in (start, end, *np.linspace(start, end, 20)):
+                    places.setdefault((float(x), y - high, float(x) + width, y + high), text)
+        box = placing.freest(list(places), [*marks, *boxes])
+        drawing.label(axes, look, box, places[box], size=9.5, color=look.soft, zorder=5)
         boxes.append(box)
 
     inside = [(name, level) for name, level in levels if near[0] <= level <= near[1]]
     for name, level in inside:
         axes.axhline(100 * level, color=look.soft, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         height = float(axes.transData.transform((axes.get_xlim()[1], 100 * level))[1])
-        write(f"{name} {100 * level:.1f}", (height + 8, height - 8))
+        write(f"{name} {100 * level:.1f}", height, (1, -1))
         boxes.append((left, height - 1, right, height + 1))
-    for arrow, height, far in (
-        ("↓", below + 8, [x for x in levels if x[1] < near[0]]),
-        ("↑", above - 8, [x for x in levels if x[1] > near[1]]),
+    for arrow, height, side, far in (
+        ("↓", below, 1, [x for x in levels if x[1] < near[0]]),
+        ("↑", above, -1, [x for x in levels if x[1] > near[1]]),
     ):
         if far:
-            write(f"{arrow} " + ", ".join(f"{name} {100 * level:.1f}" for name, level in far), (height,))
+            write(f"{arrow} " + ", ".join(f"{name} {100 * level:.1f}" for name, level in far), height, (side,))
     return boxes
 
 
@@ -260,19 +287,10 @@ def _names(
             and points[i].accuracy >= below
         )
         if math.dist(near, at[i]) > 13 and not on_bar:
-            (x0, y0), (x1, y1) = turn(at[i]), turn(near)
+            short = 1 - GAP / math.dist(near, at[i])
+            end = [a + short * (b - a) for a, b in zip(at[i], near, strict=True)]
+            (x0, y0), (x1, y1) = turn(at[i]), turn(end)
             axes.plot(
                 [x0, x1], [y0, y1], transform=axes.transAxes, color=look.soft, linewidth=0.6, zorder=2, clip_on=False
             )
-        x, y = turn((box[0], (box[1] + box[3]) / 2))
-        axes.text(
-            x,
-            y,
-            points[i].title,
-            transform=axes.transAxes,
-            size=10.5,
-            weight=weight[i],
-            color=look.ink,
-            va="center",
-            zorder=6,
-        )
+        drawing.label(axes, look, box, points[i].title, size=10.5, weight=weight[i], color=look.ink, zorder=6)

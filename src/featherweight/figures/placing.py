@@ -1,6 +1,6 @@
 """Where the names of points go, so that none lies on another, on a mark or on a line: near is good, overlapping costs more.
 
-Every name has some hundred possible places around its point. They are chosen one by one, again and again, each as good as the others
+Every name has some hundreds of possible places around its point. They are chosen one by one, again and again, each as good as the others
 allow, until none moves. There is no chance in it: the same points have the same names at the same places.
 """
 
@@ -13,9 +13,10 @@ import numpy as np
 
 Box = tuple[float, float, float, float]
 """Left, lower, right, upper edge."""
-RADII = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 80.0, 100.0)
-DIRECTIONS = 16
-ON_NAME, ON_MARK, OUTSIDE, CROSSING = 40.0, 12.0, 400.0, 5.0
+RADII = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 80.0, 100.0, 125.0, 155.0)
+DIRECTIONS = 32
+ON_NAME, ON_MARK, OUTSIDE, CROSSING, NEARER = 80.0, 80.0, 400.0, 12.0, 4.0
+"""What it costs to lie on something, to be cut off, to have another's line through it, or to be nearer to another point than to its own."""
 ALONG = np.linspace(0.15, 0.95, 7)
 """Where on the line from a point to its name it is looked at whether something is in its way."""
 SWEEPS = 30
@@ -29,7 +30,7 @@ def place(
     if not points:
         return []
     choices = [_around(point, size) for point, size in zip(points, sizes, strict=True)]
-    alone = [_cost_alone(boxes, marks, frame) for boxes in choices]
+    alone = [_cost_alone(boxes, marks, frame) + NEARER * _nearer(boxes, points, i) for i, boxes in enumerate(choices)]
     lines = [_line(boxes, point) for boxes, point in zip(choices, points, strict=True)]
     chosen = [int(cost.argmin()) for cost in alone]
     for _ in range(SWEEPS):
@@ -71,6 +72,15 @@ def _cost_alone(boxes: np.ndarray, marks: Sequence[Box], frame: Box) -> np.ndarr
     on_marks = ON_MARK * _overlap(boxes, np.array(marks)) if len(marks) else 0.0
     cost: np.ndarray = 0.05 * distance + 0.3 * tilt + OUTSIDE * (out > 0) + out + on_marks
     return cost
+
+
+def _nearer(boxes: np.ndarray, points: Sequence[tuple[float, float]], own: int) -> np.ndarray:
+    """How many other points each box is nearer to than to its own: whoever reads it would take it for theirs."""
+    at = np.array(points)
+    beside = np.maximum(np.maximum(boxes[:, None, :2] - at, at - boxes[:, None, 2:]), 0)
+    distance = np.hypot(beside[..., 0], beside[..., 1])
+    found: np.ndarray = (distance < distance[:, own : own + 1] - 0.5).sum(1)
+    return found
 
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from ..results import Entry, Line, entries
 from . import drawing
 from .drawing import Look
 
-WIDTH = 840
+WIDTH, ALONE = 840, 260
+"""Of the figure, and of a panel that stands alone, in points."""
 WINDOW = 12
 """A loss is smoothed over so many-th a part of the run."""
 POINTS = 200
@@ -80,14 +81,17 @@ def _quietly(of: Any, table: np.ndarray) -> np.ndarray:
     return found
 
 
-def draw_losses(look: Look, title: str, curves: Sequence[Curve], colour: Mapping[str, int]) -> Any:
-    """A small panel for each, with all the others grey behind it."""
+def draw_losses(
+    look: Look, title: str, curves: Sequence[Curve], colour: Mapping[str, int], only: int | None = None
+) -> Any:
+    """A small panel for each, with all the others grey behind it; or only the panel of one."""
     values = np.concatenate([curve.mean for curve in curves])
     values = values[np.isfinite(values)]
     logarithmic = len(values) > 0 and bool(0 < 15 * values.min() < values.max())
     steps = max(int(curve.at[-1]) for curve in curves)
-    figure, panels = _panels(look, title, [curve.title for curve in curves], "training step", "loss")
-    for i, (curve, axes) in enumerate(zip(curves, panels, strict=True)):
+    figure, panels = _panels(look, title, [curve.title for curve in curves], "training step", "loss", only)
+    for i, axes in panels.items():
+        curve = curves[i]
         for other in curves:
             axes.plot(other.at[::3], other.mean[::3], color=look.soft, alpha=0.35, linewidth=0.7)
         _one_curve(axes, look, curve, _shade(look, curve, colour, i))
@@ -101,15 +105,19 @@ def _shade(look: Look, row: Curve | Step, colour: Mapping[str, int], i: int) -> 
     return look.ink if row.reference else look.series(colour.get(contender(row.name), i))
 
 
-def _panels(look: Look, title: str, names: Sequence[str], across: str, up: str) -> tuple[Any, list[Any]]:
-    """A figure with a small panel for each name; numbers stand at the left and below only."""
+def _panels(
+    look: Look, title: str, names: Sequence[str], across: str, up: str, only: int | None
+) -> tuple[Any, dict[int, Any]]:
+    """A figure with a small panel for each name, or for one; numbers stand at the left and below only."""
+    if only is not None:
+        return _alone(look, title, across, up, only)
     columns = drawing.columns(len(names), 3, 4)
     rows = -(-len(names) // columns)
     each, high, gap = (WIDTH - 46) / columns, 132 if columns > 1 else 220, 36
     height = rows * (high + gap) + 44
     figure = drawing.sheet(look, WIDTH, height, title)
     whole = figure.get_figheight() * 72
-    panels = []
+    panels = {}
     for i, name in enumerate(names):
         left, below = 46 + (i % columns) * each, height - 16 - (i // columns + 1) * (high + gap) + 8
         axes = drawing.panel(figure, look, left, below, each - 26, high)
@@ -118,10 +126,20 @@ def _panels(look: Look, title: str, names: Sequence[str], across: str, up: str) 
         axes.tick_params(axis="x", labelbottom=last, length=3 if last else 0)
         fits = drawing.fitted(name, 11, each - 26, "bold")
         axes.set_title(fits, size=11, weight="bold", color=look.ink, loc="left", pad=6)
-        panels.append(axes)
+        panels[i] = axes
     figure.text(46 / WIDTH, 4 / whole, across, size=10, color=look.soft)
     figure.text(10 / WIDTH, (height - 12) / whole, up, size=10, color=look.soft)
     return figure, panels
+
+
+def _alone(look: Look, title: str, across: str, up: str, only: int) -> tuple[Any, dict[int, Any]]:
+    """One panel, without its name: that is for what stands around it."""
+    height = 190
+    figure = drawing.sheet(look, ALONE, height, title)
+    axes = drawing.panel(figure, look, 42, 40, ALONE - 60, height - 64)
+    axes.set_xlabel(across, size=10, color=look.soft, labelpad=4)
+    figure.text(6 / ALONE, 1 - 14 / height, up, size=10, color=look.soft)
+    return figure, {only: axes}
 
 
 def _loss_axis(axes: Any, values: np.ndarray, logarithmic: bool) -> None:
@@ -150,7 +168,7 @@ def _one_curve(axes: Any, look: Look, curve: Curve, colour: str) -> None:
     axes.plot(curve.at, curve.mean, color=colour, linewidth=1.8)
     if curve.lost is not None:
         words = f"no finite loss at step {curve.lost}"
-        axes.text(0.97, 0.93, words, transform=axes.transAxes, size=9.5, color=look.ink, ha="right", va="top")
+        drawing.clear_text(axes, look, 0.97, 0.93, words, va="top")
 
 
 @dataclass(frozen=True)
@@ -179,12 +197,16 @@ def steps(lines: Sequence[Line]) -> list[Step]:
     return found
 
 
-def draw_memory(look: Look, title: str, steps: Sequence[Step], colour: Mapping[str, int]) -> Any:
-    """A small panel for each, its peak in numbers, with all the others grey behind it."""
-    figure, panels = _panels(look, title, [step.title for step in steps], "seconds since the step began", "MiB")
+def draw_memory(
+    look: Look, title: str, steps: Sequence[Step], colour: Mapping[str, int], only: int | None = None
+) -> Any:
+    """A small panel for each, its peak in numbers, with all the others grey behind it; or only the panel of one."""
+    names = [step.title for step in steps]
+    figure, panels = _panels(look, title, names, "seconds since the step began", "MiB", only)
     least, most = min(min(step.mebibytes) for step in steps), max(max(step.mebibytes) for step in steps)
     room = max(most - least, 0.02 * most, 1.0)
-    for i, (step, axes) in enumerate(zip(steps, panels, strict=True)):
+    for i, axes in panels.items():
+        step = steps[i]
         for other in steps:
             axes.plot(other.seconds, other.mebibytes, color=look.soft, alpha=0.35, linewidth=0.7)
         shade, peak = _shade(look, step, colour, i), max(step.mebibytes)
@@ -194,9 +216,7 @@ def draw_memory(look: Look, title: str, steps: Sequence[Step], colour: Mapping[s
         axes.set_xlim(0, max(step.seconds[-1] for step in steps) or 1)
         axes.set_ylim(least - 0.08 * room, most + 0.22 * room)
         top = axes.get_xaxis_transform().inverted().transform(axes.transData.transform((0, peak)))[1]
-        axes.text(
-            1, top + 0.02, f"{peak:,.0f}", transform=axes.transAxes, size=10, color=look.ink, ha="right", va="bottom"
-        )
+        drawing.clear_text(axes, look, 1, top + 0.03, f"{peak:,.0f}", va="bottom")
         axes.locator_params(axis="y", nbins=5)
         axes.locator_params(axis="x", nbins=4)
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")

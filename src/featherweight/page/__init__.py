@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .. import figures, merged, on_disk
 from ..advice import advice, verdict
-from ..figures import Shown, Tested, drawing
+from ..figures import Part, Shown, Tested, drawing
 from ..redaction import clean
 from ..results import Line, read_tested
 from . import examples, origin
@@ -177,8 +177,14 @@ def _below(lines: Sequence[Line], found: Sequence[Row]) -> Html:
 
 def _figure(shown: Shown) -> Html:
     caption = tag("figcaption", tag("b", shown.title), " ", shown.caption)
-    drawn = tag("div", Html(shown.svg), class_="drawn")
-    return tag("figure", drawn, caption, class_="wide" if shown.wide else None, id=f"figure-{shown.name}")
+    panels = any(part.name for part in shown.parts)
+    drawn = tag("div", *map(_part_of_figure, shown.parts), class_="panels" if panels else None)
+    return tag("figure", drawn, caption, class_="wide" if panels else None, id=f"figure-{shown.name}")
+
+
+def _part_of_figure(part: Part) -> Html:
+    name = tag("p", part.name, class_="panel-name") if part.name else ""
+    return tag("div", name, Html(part.svg), class_=f"drawn {part.screen}".rstrip())
 
 
 def _notes(said: Said, notes: Sequence[str]) -> Html | None:

@@ -1,4 +1,8 @@
-"""The columns of the page's table: the reference's eight first, in its order, then everything else that was measured."""
+"""The columns of the page's table: the reference's eight first, then everything else that was measured.
+
+They stand in the reference's order but for the accuracy, which follows the name: a phone shows two columns, and these are what one
+looks for.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +71,9 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     """Those that have something to say, after the reference's, which are always there."""
     several = len({row.machine for row in rows}) > 1
     machine = [Column("Machine", "", lambda row: Cell(row.machine, key=row.machine), True, False)] if several else []
-    first, *rest = REFERENCE
+    name, *rest, accuracy = REFERENCE
     more = [column for column in MORE if any(column.cell(row) != EMPTY for row in rows)]
-    return [first, *machine, *rest, *more]
+    return [name, accuracy, *machine, *rest, *more]
 
 
 def mebibytes(figure: Callable[[Row], float | None]) -> Callable[[Row], Cell]:

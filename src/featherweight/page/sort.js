@@ -27,6 +27,11 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     });
   });
 }
+// The hint that a table can be scrolled is for one that does not fit.
+for (const hint of document.querySelectorAll(".hint")) {
+  const scroll = hint.nextElementSibling;
+  new ResizeObserver(() => { hint.hidden = scroll.scrollWidth <= scroll.clientWidth; }).observe(scroll);
+}
 // On paper everything is open.
 let closed = [];
 addEventListener("beforeprint", () => {

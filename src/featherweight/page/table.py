@@ -38,13 +38,14 @@ def table(found: Sequence[Row]) -> Html:
         "div", _one(found, shown, "Every row of the comparison", sortable=True), class_="scroll on-screen", tabindex="0", role="region",
         aria_label="The table; it scrolls sideways",
     )  # fmt: skip
+    hint = tag("p", "The table goes on to the right → scroll it sideways.", class_="hint on-screen")
     name, rest = shown[0], shown[1:]
     first = sum(column.always for column in rest)
     more = rest[first:]
     parts = -(-len(more) // ON_PAPER)
     sheets = [rest[:first], *(more[len(more) * i // parts : len(more) * (i + 1) // parts] for i in range(parts))]
     paper = [_one(found, [name, *some], f"The table, part {i} of {len(sheets)}") for i, some in enumerate(sheets, 1)]
-    return joined(screen, tag("div", *paper, class_="on-paper"))
+    return joined(hint, screen, tag("div", *paper, class_="on-paper"))
 
 
 def _one(rows: Sequence[Row], columns: Sequence[Column], caption: str, *, sortable: bool = False) -> Html:
@@ -78,11 +79,16 @@ def _breakable(name: str) -> Html:
     return Html(re.sub(r"_(?=\w)", "_<wbr>", text(name)))
 
 
+def _together(words: str) -> Html:
+    """`n = 600` stays on one line."""
+    return Html(text(words).replace(" = ", "&nbsp;=&nbsp;"))
+
+
 def _cell(row: Row, column: Column, first: bool) -> Html:
     cell = column.cell(row)
     key = cell.key if isinstance(cell.key, str) else None if cell.key is None else repr(float(cell.key))
     name = tag("span", _breakable(cell.words), class_="name") if first else cell.words
-    small = [tag("small", cell.more)] if cell.more else []
+    small = [tag("small", _together(cell.more))] if cell.more else []
     if first and row.alike:
         best = row.standing is not None and row.standing.behind is None
         small.append(tag("small", "best row" if best else "like the best", class_="chip"))
