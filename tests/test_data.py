@@ -93,7 +93,7 @@ def test_a_row_is_placed_where_it_begins_even_when_it_runs_over_lines(tmp_path: 
         ("a.csv", ",".join(map(str, range(20_000))), "a.csv:1: 20,000 columns"),
         ("a.jsonl", json.dumps(dict.fromkeys(map(str, range(20_000)))), "a.jsonl:1: 20,000 columns"),
         ("a.csv", "text,label\n" + "x" * 5_000_000, "a.csv:2: a line of more than 2,097,152 characters"),
-        ("a.csv", 'text,label\nx,1\n"' + "x\n" * 2_500_000, "a.csv:3: a text of more than 2,097,152 characters: is a quote never"),
+        ("a.csv", 'text,label\nx,1\n"' + ("x" * 99 + "\n") * 25_000, "a.csv:3: a text of more than 2,097,152 characters: is a quote never"),
         ("a.parquet", "text,label", "a.parquet is not a readable parquet file"),
         ("a.txt", "hello", "a.txt is not one of the known formats: .csv, .tsv"),
     ],

@@ -110,19 +110,19 @@ def test_quantised_and_streamed_weights_are_smaller() -> None:
 
 
 def test_what_is_chosen_fits_and_is_exact_where_that_is_possible() -> None:
-    rows = examples(models.FAMILIES["llama"]())
+    rows, settings = examples(models.FAMILIES["llama"]())[:2], Settings(batch_size=2)
     target = Target("a card", 0, cpu=False)
     highs = {
-        tricks: predict(llama(4), fw.LoRA(r=8), Settings(), rows, target, tricks, micro=1).high
+        tricks: predict(llama(4), fw.LoRA(r=8), settings, rows, target, tricks, micro=1).high
         for tricks in sets_for(target)
     }
-    plenty = choose(llama(4), [fw.LoRA(r=8)], Settings(), rows, 2 * max(highs.values()))
+    plenty = choose(llama(4), [fw.LoRA(r=8)], settings, rows, 2 * max(highs.values()))
     assert plenty.tricks == Tricks()
     tight = max(high for tricks, high in highs.items() if tricks.exact and tricks.stream == "none")
-    found = choose(llama(4), [fw.LoRA(r=8)], Settings(), rows, tight)
+    found = choose(llama(4), [fw.LoRA(r=8)], settings, rows, tight)
     assert found.high <= tight
     assert found.tricks.exact
-    least = choose(llama(4), [fw.LoRA(r=8)], Settings(), rows, min(highs.values()) // 2)
+    least = choose(llama(4), [fw.LoRA(r=8)], settings, rows, min(highs.values()) // 2)
     assert least.high == min(highs.values())  # nothing fits
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from featherweight.stats import accuracy, difference, told_apart, wilson
 
-TIMES = 600
+TIMES = 300
 
 
 def answers(

@@ -10,7 +10,7 @@ from . import demo
 from .errors import InputError, shown
 from .foreign import path_of, similar
 from .formats import first_line, read_csv, read_json_list, read_jsonl, read_parquet
-from .network import check_hub_id
+from .network import ask_hub_if_it_is_there, check_hub_id
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 TABLES = ("csv", "json", "parquet", "arrow", "text", "cache")
@@ -74,6 +74,7 @@ def _read_hub(source: str) -> dict[str, Rows]:
         check_hub_id("data", source)
     import datasets
 
+    ask_hub_if_it_is_there()
     datasets.disable_progress_bars()  # a complaint is one line
     try:
         builder = datasets.load_dataset_builder(source)

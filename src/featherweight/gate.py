@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .network import check_hub_id
+from .network import ask_hub_if_it_is_there, check_hub_id
 
 CONFIGS = (
     "config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
@@ -47,6 +47,7 @@ def inspect(source: str) -> dict[str, Any]:
     found: dict[str, Any] = {"trust_remote_code": False}  # unset, transformers asks on the terminal
     if not Path(source).is_dir():
         check_hub_id("model", source)
+        ask_hub_if_it_is_there()
         found |= _revision(source)
     for file, content in _configs(source, found):
         _check_config(content, file)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
+import urllib.parse
+import urllib.request
 
 from .errors import InputError
 from .foreign import similar
@@ -42,10 +45,32 @@ def go_offline() -> None:
     """From here on nothing is fetched, whether the libraries that would are imported already or not."""
     for name in (OFFLINE, *_OTHERS):
         os.environ[name] = "1"
+    _tell_libraries(offline=True)
+
+
+def _tell_libraries(*, offline: bool) -> None:
     for module in ("huggingface_hub.constants", "datasets.config"):
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             if hasattr(sys.modules.get(module), name):
-                setattr(sys.modules[module], name, True)
+                setattr(sys.modules[module], name, offline)
+
+
+def ask_hub_if_it_is_there() -> None:
+    """Where the hub's name leads nowhere, have its libraries take what is in the cache, or say that it is not there, at once.
+
+    By themselves they try six times, which takes half a minute for each file, also for those that are in the cache.
+    """
+    import huggingface_hub.constants as hub
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return
+    there = True
+    if not urllib.request.getproxies():  # else another machine looks the name up
+        try:
+            socket.getaddrinfo(urllib.parse.urlsplit(hub.ENDPOINT).hostname, None)
+        except OSError:
+            there = False
+    _tell_libraries(offline=not there)
 
 
 def is_offline() -> bool:
