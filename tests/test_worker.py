@@ -70,6 +70,7 @@ def test_a_run_of_its_own_process_has_the_same_result_and_tells_where_it_comes_f
     assert {"machine", "versions", "date", "device", "dtype", "data", "base"} <= set(row.provenance)
     _check_measured(row)
     assert not list(Path("apart").glob("*/checkpoints*"))
+    assert sorted(p.name for p in Path("apart").iterdir() if p.is_dir()) == ["figures", "lora"]  # references leave none
 
 
 def _check_measured(row: Line) -> None:

@@ -82,10 +82,18 @@ def above(taken: Record) -> float:
     return float(taken["resident"])
 
 
-def trick(name: str) -> Record:
+SMALL, LARGE = "smollm2-135m-instruct", "Llama-3.2-1B's shape, random weights"
+"""The models that the tricks were measured with."""
+
+
+def tricks_of(model: str) -> Record:
+    """What was measured of the tricks with a model."""
+    return next(found for found in records("tricks.jsonl") if found["name"] == model)
+
+
+def trick(name: str, model: str = SMALL) -> Record:
     """Peak and shortest step with one of the tricks for small machines, and their shares of those without any."""
-    [found] = records("tricks.jsonl")
-    rows = found["rows"]
+    rows = tricks_of(model)["rows"]
 
     def summed(runs: list[Record]) -> tuple[float, float]:
         return statistics.median(r["peak"] for r in runs), min(s for r in runs for s in r["seconds"])
@@ -141,10 +149,11 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def trick_source() -> str:
+def trick_source(model: str = SMALL) -> str:
     """Where the numbers of the tricks come from."""
-    [found] = records("tricks.jsonl")
-    work = f"{found['name']}, LoRA, eight rows of up to 400 tokens an update"
+    found = tricks_of(model)
+    kind = found["rows"]["none"][0]["dtype"]
+    work = f"{model} in {kind}, LoRA, {found['size']} rows of up to 400 tokens an update, one round"
     return footnote(f"{work}; {provenance(found)}; {source('tricks.jsonl', 'tricks.py')}")
 
 

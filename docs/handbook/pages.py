@@ -115,12 +115,12 @@ def included(path: str, *, link: bool = True) -> str:
     return f"[`{path}`](/{path}):\n\n{code}" if link else code
 
 
-def memory_of(*names: str) -> str:
+def memory_of(*names: str, model: str = measured.SMALL) -> str:
     """A picture of the memory of some tricks beside none."""
-    found = [measured.trick(name) for name in ("none", *names)]
+    found = [measured.trick(name, model) for name in ("none", *names)]
     rows = [
         (
-            "nothing switched on" if t["name"] == "none" else t["name"],
+            "as it comes" if t["name"] == "none" else t["name"],
             t["mib"],
             f"{t['mib']:,.0f} MiB, {t['time']:.2f} × the time",
         )
@@ -206,7 +206,7 @@ def planned_weights() -> str:
 
 
 ASKED_FOR: dict[str, Any] = {
-    "trick": measured.trick, "included": included, "memory_of": memory_of, "default_table": default_table, "source": measured.source,
+    "trick": measured.trick, "LARGE": measured.LARGE, "included": included, "memory_of": memory_of, "default_table": default_table, "source": measured.source,
     "row": lambda name: measured.of_method("default/rows.jsonl", name), "percent": measured.percent, "accuracy": measured.accuracy,
     "experiment": measured.experiment, "mib": measured.mib, "median": measured.median, "field_map": field_map, "field_list": field_list,
     "our_methods": our_methods, "section": section, "results_table": results_table, "commands": reference.commands, "api": reference.api,

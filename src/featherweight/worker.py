@@ -199,7 +199,11 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
             bench = Bench.open(config, command=job["command"])
             told = job["run"]
             run = Run(**{**told, "predicted": tuple(told["predicted"]) if told["predicted"] else None})
-            return bench.make(run, folder, job["started"]).to_json()
+            made = bench.make(run, folder, job["started"]).to_json()
+            if [file.name for file in place.iterdir()] == [".lock"]:  # a reference leaves nothing
+                (place / ".lock").unlink()
+                place.rmdir()
+            return made
     except InputError as e:
         return Outcome(notes=[str(e)]).to_json()
     except KeyboardInterrupt:
