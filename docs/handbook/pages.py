@@ -206,7 +206,8 @@ def planned_weights() -> str:
 
 
 ASKED_FOR: dict[str, Any] = {
-    "trick": measured.trick, "LARGE": measured.LARGE, "included": included, "memory_of": memory_of, "default_table": default_table, "source": measured.source,
+    "trick": measured.trick, "LARGE": measured.LARGE, "included": included, "memory_of": memory_of,
+    "default_table": default_table, "source": measured.source,
     "row": lambda name: measured.of_method("default/rows.jsonl", name), "percent": measured.percent, "accuracy": measured.accuracy,
     "experiment": measured.experiment, "mib": measured.mib, "median": measured.median, "field_map": field_map, "field_list": field_list,
     "our_methods": our_methods, "section": section, "results_table": results_table, "commands": reference.commands, "api": reference.api,
