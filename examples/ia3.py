@@ -4,7 +4,7 @@ import featherweight as fw
 from featherweight.adapter import parts
 
 base = fw.load_base()
-task = fw.load_task("movie-reviews", test_rows=60)
+task = fw.load_task("movie-reviews", test_rows=30)
 
 fw.train(base, task, fw.IA3(), steps=20)
 print(f"{fw.count(base.model)[1]:,} factors trained; accuracy {fw.evaluate(base, task).accuracy:.1%}")

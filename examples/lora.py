@@ -3,7 +3,7 @@
 import featherweight as fw
 
 base = fw.load_base()  # SmolLM2-135M-Instruct; or a hub id, a folder, a .gguf file
-task = fw.load_task("movie-reviews", test_rows=60)  # or your own .csv, .jsonl, .parquet, a hub data set
+task = fw.load_task("movie-reviews", test_rows=30)  # or your own .csv, .jsonl, .parquet, a hub data set
 
 report = fw.train(base, task, fw.LoRA(r=8), steps=20)
 print(f"loss {report.losses[0]:.2f} → {report.losses[-1]:.2f}, {report.examples_per_second:.1f} rows a second")

@@ -33,6 +33,6 @@ class Bias(fw.Method):
         return BiasPart(sites.features(model.get_submodule(path))[1])
 
 
-base, task = fw.load_base(), fw.load_task("movie-reviews", test_rows=60)
+base, task = fw.load_base(), fw.load_task("movie-reviews", test_rows=30)
 fw.train(base, task, Bias(), steps=20)
 print(f"{fw.count(base.model)[1]:,} parameters; accuracy {fw.evaluate(base, task).accuracy:.1%}")

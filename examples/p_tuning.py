@@ -8,7 +8,7 @@ from safetensors import safe_open
 import featherweight as fw
 
 base = fw.load_base()
-task = fw.load_task("movie-reviews", test_rows=60)
+task = fw.load_task("movie-reviews", test_rows=30)
 
 report = fw.train(base, task, fw.PTuning(encoder_hidden_size=128), steps=20)
 print(f"{fw.count(base.model)[1]:,} parameters were trained; accuracy {fw.evaluate(base, task).accuracy:.1%}")

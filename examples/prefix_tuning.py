@@ -3,7 +3,7 @@
 import featherweight as fw
 
 base = fw.load_base()
-task = fw.load_task("movie-reviews", test_rows=60)
+task = fw.load_task("movie-reviews", test_rows=30)
 
 for start in ("text", None):  # None: random, HF PEFT's default
     report = fw.train(base, task, fw.PrefixTuning(init_weights=start), steps=20)

@@ -3,7 +3,7 @@
 import featherweight as fw
 
 base = fw.load_base()
-task = fw.load_task("movie-reviews", test_rows=60)
+task = fw.load_task("movie-reviews", test_rows=30)
 
 method = fw.PromptTuning(
     num_virtual_tokens=16,

@@ -11,6 +11,7 @@ allowed. Deviations are relative to the size of what is compared; models compute
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import re
@@ -463,22 +464,30 @@ def write(model: Any, rows: list[Tensor], beams: int, use_cache: bool = True) ->
 
 def compiles_where_the_base_does(side: Side, family: str, method: str, folder: Path) -> float | None:
     """`torch.compile(fullgraph=True)` traces the adapted model in one piece if it does the base, to the same output."""
-    torch._dynamo.reset()
+    if not _base_compiles(family):
+        return None
     inputs = random_inputs(EVERYWHERE[family]())
-
-    def trace(model: Any) -> Tensor:
-        with torch.no_grad():
-            out: Tensor = torch.compile(model, fullgraph=True, backend="eager")(**inputs, use_cache=False).logits
-        return out
-
-    try:
-        trace(build(family))
-    except Exception:
-        return None  # the base alone does not
     model = adapted(side, family, method)
     with torch.no_grad():
         expected = side.logits(model, **inputs)
-    return off(trace(model), expected)
+    return off(_traced(model, inputs), expected)
+
+
+def _traced(model: Any, inputs: dict[str, Any]) -> Tensor:
+    torch._dynamo.reset()
+    with torch.no_grad():
+        out: Tensor = torch.compile(model, fullgraph=True, backend="eager")(**inputs, use_cache=False).logits
+    return out
+
+
+@functools.cache
+def _base_compiles(family: str) -> bool:
+    """Whether the base alone does: found out once for all methods."""
+    try:
+        _traced(build(family), random_inputs(EVERYWHERE[family]()))
+    except Exception:
+        return False
+    return True
 
 
 def copies_and_moves(side: Side, family: str, method: str, folder: Path) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import tiny
 from command import Cli
 from featherweight.errors import InputError
 from featherweight.results import Line, read
@@ -109,19 +110,43 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(line: Any) -> None:
     assert sorted(row.name for row in read(Path("table"))) == ["ia3", "lora"]
 
 
+STOPPED = ("--methods", "ia3,lora", "--steps", 200, *ALONE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a comparison ends in that nobody stops."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = tiny.write(folder / "reviews.csv", tiny.reviews())
+    line = (
+        "compare",
+        "--model",
+        llama,
+        "--data",
+        data,
+        "--dtype",
+        "float32",
+        *STOPPED,
+        "--no-isolate",
+        "--out",
+        folder / "whole",
+    )
+    code, err = watched(line, "never", lambda _: None)
+    assert code == 0, err
+    return results(str(folder / "whole"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_whoever_is_stopped_the_same_command_ends_as_if_nothing_had_been(line: Any, fw_cli: Cli, how: str) -> None:
+def test_whoever_is_stopped_the_same_command_ends_as_if_nothing_had_been(line: Any, undisturbed: Any, how: str) -> None:
     """SIGKILL: the worker finds itself alone, saves its work, and ends."""
-    same = ("--methods", "ia3,lora", "--steps", 400, *ALONE)
-    assert fw_cli(*line(*same, "--no-isolate", "--out", "whole")).code == 0
-    args, workers = line(*same, "--out", "table"), list[int]()
+    args, workers = line(*STOPPED, "--out", "table"), list[int]()
 
     def stop(pid: int) -> None:
         workers.extend(children(pid))
         os.kill(pid, getattr(signal, how))
 
-    code, err = watched(args, "LoRA: train: 100/400", stop)
+    code, err = watched(args, "LoRA: train: 50/200", stop)
     assert code == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[how], err
     assert "Traceback" not in err
     assert [row.name for row in read(Path("table"))] == ["ia3"]
@@ -130,23 +155,23 @@ def test_whoever_is_stopped_the_same_command_ends_as_if_nothing_had_been(line: A
         time.sleep(0.2)
     assert not Path(f"/proc/{workers[0]}").exists()
     [checkpoint] = Path("table/lora").glob("checkpoints-*/step-*")
-    assert int(checkpoint.name.removeprefix("step-")) >= 100
+    assert int(checkpoint.name.removeprefix("step-")) >= 50
     code, err = watched(args, "never", lambda _: None)
     assert code == 0, err
     assert "going on from" in err
-    assert results("table") == results("whole")
+    assert results("table") == undisturbed
 
 
 @pytest.mark.slow
 def test_side_by_side_the_results_are_the_same(line: Any, fw_cli: Cli) -> None:
-    same = ("--methods", "ia3,lora,prompt_tuning", "--steps", 200, *ALONE)
+    same = ("--methods", "ia3,lora,prompt_tuning", "--steps", 100, *ALONE)
     assert fw_cli(*line(*same, "--no-isolate", "--out", "whole")).code == 0
     most = [0]
 
     def count(pid: int) -> None:
         most[0] = len(children(pid))
 
-    code, err = watched(line(*same, "--jobs", 2, "--out", "table"), "LoRA: train: 100/200", count)
+    code, err = watched(line(*same, "--jobs", 2, "--out", "table"), "LoRA: train: 50/100", count)
     assert code == 0, err
     assert most == [2]
     assert results("table") == results("whole")
