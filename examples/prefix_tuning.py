@@ -1,4 +1,4 @@
-"""Prefix-Tuning: two starts, the same steps. Random keys and values do not learn; those of a real text do."""
+"""Prefix-Tuning: two starts, the same steps. Random keys and values learn little in so few steps; those of a real text do."""
 
 import featherweight as fw
 

@@ -142,7 +142,7 @@ HALF_UNUSED = {
 
 
 def only_the_parts_learn(side: Side, family: str, method: str, folder: Path) -> float | None:
-    """In a bfloat16 base float32 parts and optimiser states: nine tenths of every tensor moves in a few steps, no frozen entry."""
+    """On a bfloat16 base what is trained is float32: in a few steps nine tenths of every tensor of it move, nothing frozen does."""
     model = build(family, torch.bfloat16)
     frozen = fingerprint(model.state_dict())
     base_parameters = list(model.parameters())
@@ -491,7 +491,7 @@ def _base_compiles(family: str) -> bool:
 
 
 def copies_and_moves(side: Side, family: str, method: str, folder: Path) -> float | None:
-    """A deep copy is independent; `.to(dtype)` there and back; dropout only in training."""
+    """A deep copy is independent; `.to(dtype)` there and back."""
     model = adapted(side, family, method, torch.float32)
     inputs = random_inputs(model)
     before = models.logits(model, **inputs)

@@ -14,6 +14,8 @@ def contents() -> Contents:
         ("Start", "index.md"),
         ("Methods", [("The map", "methods/index.md"), *methods]),
         ("Guides", [
+            ("Installing", "guides/installing.md"),
+            ("Words", "guides/words.md"),
             ("From your CSV to an adapter", "guides/your-csv.md"),
             ("An instruction or chat model", "guides/chat.md"),
             ("Choosing a method", "guides/choosing.md"),

@@ -187,7 +187,8 @@ def _options(it: Explained) -> str:
     flag = it.options[0].name
     return (
         f"{table}\n\nOn the command line: `--set {flag}=…`, or in a recipe under `[{it.name}]`. "
-        f"From Python: `fw.{it.cls.__name__}({flag}=…)`. Names and defaults are those of HF PEFT where it has them."
+        f"From Python: `fw.{it.cls.__name__}({flag}=…)`. Names are those of HF PEFT where it has them; "
+        "defaults too, but for starts from a text, the lengths of prompts, and AdaLoRA's phases."
     )
 
 
@@ -198,7 +199,7 @@ def _rates(it: Explained) -> str:
     points = [(t["lr"], t["validation_accuracy"], *t["interval"]) for t in found]
     one, encoder = found[0], it.cls.encoder_learning_rate
     text = (
-        f"The default is **{it.cls.learning_rate:g}** (for an encoder that classifies, {encoder:g}): the best of a search on validation "
+        f"The default is **{it.cls.learning_rate:g}** (for an encoder that classifies, {encoder:g}): chosen by a search on validation "
         f"rows, {one['steps']} steps of {one['batch_size']} rows, one seed, n = {one['n']}. Neighbours differ by less than the "
         "intervals, so read it as an order of magnitude, and search again for another kind of task."
     )

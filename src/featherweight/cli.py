@@ -147,7 +147,7 @@ def compare(config: CompareConfig) -> None:
 def train(config: TrainConfig) -> None:
     """Train one method and save the adapter in HF PEFT's format.
 
-    Example: `featherweight train --method lora --data my.csv --model Qwen/Qwen3-0.6B --set r=16 --out my-adapter`
+    Example: `featherweight train --method lora --data my.csv --model Qwen/Qwen3-0.6B --set r=16 --set lora_alpha=16 --out my-adapter`
     """
     from .training import run_train
 

@@ -197,7 +197,7 @@ class CompareConfig(TrainingConfig):
         ",".join(REFERENCE),
         description="Methods to compare, separated by commas: "
         + ", ".join(METHODS)
-        + "; variants too, such as lora:r=64.",
+        + "; variants too, such as lora:r=64:lora_alpha=64.",
     )
     references: str = in_measuring(
         "untouched,majority",

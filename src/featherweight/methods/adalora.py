@@ -7,7 +7,8 @@ over all layers at once, until the mean rank is `target_r`:
     y = W x + s · B (Λ ⊙ (A x))       A: init_r × d_in,  B: d_out × init_r,  s = lora_alpha / init_r
 
 Λ starts at zero, A and B random; a penalty keeps the rows of A and the columns of B orthonormal (`orth_reg_weight`).
-A triplet's (Λᵢ, row i of A, column i of B) importance is that of Λᵢ plus the means of those of its row and column, where
+Λᵢ, row i of A and column i of B are a triplet. It is as important as Λᵢ is, plus the mean over its row, plus the mean over its
+column, where one number w has
 
     I = |w · ∂L/∂w|    Ī ← β₁ Ī + (1 − β₁) I    U ← β₂ U + (1 − β₂) |I − Ī|    importance of w = Ī · U
 

@@ -34,6 +34,8 @@ How to choose:
 Pitfalls:
     * Doubling r without lora_alpha halves s: a "larger" adapter that learns more slowly.
     * Merged into bfloat16 weights the correction is rounded once; kept beside them it is not (`examples/merge.py`).
+    * A high rank at the default rate may learn nothing: with r = lora_alpha = 32 the embedded encoder stayed at the most frequent
+      label of the tweets (benchmarks/results/tweets/table.md). Lower the rate with it.
     * A learning rate from full fine-tuning is too low for it; the search of rates below shows where it learns.
 The paper's claim: on GPT-3 175B, 10,000 times fewer trained parameters than full fine-tuning and a third of its memory, with
 quality on a par or better, and no slower inference once merged (abstract).
