@@ -20,7 +20,7 @@ arXiv:2205.05638, section 3.3.
 
 Trainable parameters: d_out per scaled output, d_in per scaled input: about 0.01–0.1 % of the model.
 When to use it: little data, many tasks, tiny files. It takes a learning rate
-    some twenty times LoRA's (on an encoder, where LoRA's is higher, twice).
+some twenty times LoRA's (on an encoder, where LoRA's is higher, twice).
 When not: when the task needs new behaviour rather than a new emphasis.
 What it costs: one multiplication per adapted layer; otherwise LoRA's costs.
 How to choose:
