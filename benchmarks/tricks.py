@@ -1,9 +1,9 @@
 """What does each trick for small machines save, and what does it cost in time?
 
 Every row runs in a process of its own, through the same `fit` as the command line, several rounds in turn: A B C, A B C. A
-row's time is compared with `none` of its own round, because the machine's speed drifts. Memory is the peak of the training
-steps as the operating system counts it (on an accelerator: its allocator), weights included. PEFT + Trainer runs with
-what its users would switch on for the same end.
+row's time is compared with `none` of its own round (with `--only`, of that call), because the machine's speed drifts. Memory
+is the peak of the training steps as the operating system counts it (on an accelerator: its allocator), weights included.
+PEFT + Trainer runs with what its users would switch on for the same end.
 
     python benchmarks/tricks.py --model smollm2-135m-instruct --out benchmarks/results/tricks.jsonl
     python benchmarks/tricks.py --model 1b --out benchmarks/results/tricks.jsonl
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def row(model: str, chosen: dict[str, Any], size: int, steps: int) -> dict[str, 
 def measure(name: str, model: str, shape: str, rounds: int, only: str) -> dict[str, Any]:
     """All rows, in turn."""
     rows = TRICKS | (WITHOUT if shape == "small" else {})
-    found: dict[str, list[Any]] = {trick: [] for trick in rows if only in trick or trick == "none"}
+    found: dict[str, list[Any]] = {trick: [] for trick in rows if re.search(only, trick) or trick == "none"}
     for number in range(rounds):
         for trick in found:
             done = subprocess.run(
@@ -139,6 +140,7 @@ def measure(name: str, model: str, shape: str, rounds: int, only: str) -> dict[s
             found[trick].append(
                 json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": last[0]}
             )
+            found[trick][-1]["plain_seconds"] = found["none"][-1]["seconds"]  # of the same round
             shown = {k: v for k, v in found[trick][-1].items() if k != "losses"}
             print(f"{name}, round {number + 1}, {trick}: {shown}", flush=True)
     return {"name": name, "size": ROWS[shape], "steps": STEPS[shape], "rows": found, **provenance.record()}
@@ -159,7 +161,7 @@ def table(records: list[dict[str, Any]]) -> str:
                 lines.append(f"| {trick} | {next(r['error'] for r in rounds if 'error' in r)} | | | |")
                 continue
             peak = statistics.median(r["peak"] for r in rounds)
-            ratios = [min(r["seconds"]) / min(n["seconds"]) for r, n in zip(rounds, plain, strict=True)]
+            ratios = [min(r["seconds"]) / min(r["plain_seconds"]) for r in rounds]
             share = peak / statistics.median(r["peak"] for r in plain)
             spread = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
             lines.append(
@@ -178,7 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only", default="", help="only rows whose name contains this, and `none`")
+    parser.add_argument(
+        "--only", default="", help="measure again only rows whose name matches this expression, beside `none`"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -197,6 +201,8 @@ def main() -> None:
         name = "Llama-3.2-1B's shape, random weights" if args.model == "1b" else args.model
         record = measure(name, model, "1b" if args.model == "1b" else "small", args.rounds, args.only)
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.only and (before := next((r for r in known if r["name"] == name), None)):  # the other rows stay
+        record["rows"] = before["rows"] | {k: v for k, v in record["rows"].items() if k != "none"}
     known = [r for r in known if r["name"] != name] + [record]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps(r) + "\n" for r in known))

@@ -97,13 +97,15 @@ def test_what_is_computed_again_is_told_as_the_price(
         assert 1.1 <= float(told[1]) < 2  # of a step, reading forwards is less than half
 
 
-def test_what_was_asked_for_is_kept(wide: Path, rows: Path) -> None:
-    whole = needed(wide, rows, batch_size=16, quantize="nf4")
+@pytest.mark.parametrize("asked", [{"quantize": "nf4"}, {"checkpoint_activations": "offload"}])
+def test_what_was_asked_for_is_kept(wide: Path, rows: Path, asked: dict[str, Any]) -> None:
+    """Offloading too, which on a CPU is in no set that would be chosen."""
+    whole = needed(wide, rows, batch_size=16, **asked)
     config = before.TrainConfig(
-        model=str(wide), data=str(rows), batch_size=16, quantize="nf4", memory=f"{(whole >> 20) - 1}MB"
+        model=str(wide), data=str(rows), batch_size=16, memory=f"{(whole >> 20) - 1}MB", **asked
     )
     chosen, _ = plan_for(config)
-    assert chosen.quantize == "nf4"
+    assert {name: getattr(chosen, name) for name in asked} == asked
 
 
 def test_what_cannot_fit_is_refused_and_what_would_is_named(

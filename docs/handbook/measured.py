@@ -95,13 +95,10 @@ def trick(name: str, model: str = SMALL) -> Record:
     """Peak and shortest step with one of the tricks for small machines, and their shares of those without any."""
     rows = tricks_of(model)["rows"]
 
-    def summed(runs: list[Record]) -> tuple[float, float]:
-        return statistics.median(r["peak"] for r in runs), min(s for r in runs for s in r["seconds"])
-
-    peak, seconds = summed(rows[name])
-    plain_peak, plain_seconds = summed(rows["none"])
+    peak, plain_peak = (statistics.median(r["peak"] for r in rows[which]) for which in (name, "none"))
+    time = statistics.median(min(r["seconds"]) / min(r["plain_seconds"]) for r in rows[name])
     return {
-        "name": name, "mib": peak / 2**20, "memory": peak / plain_peak, "seconds": seconds, "time": seconds / plain_seconds,
+        "name": name, "mib": peak / 2**20, "memory": peak / plain_peak, "time": time,
         "loss": rows[name][0]["losses"][-1],
     }  # fmt: skip
 

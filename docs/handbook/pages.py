@@ -179,6 +179,21 @@ def what_fits() -> str:
     return "\n".join([head, *rows]) + "\n\n" + measured.footnote(measured.source("plan_8b.txt", "plan_8b.sh"))
 
 
+def sizes_that_fit() -> str:
+    """For each size of model and length of rows, how it is trained on a small card, as planned."""
+    found, rows = measured.result("plan_sizes.json"), []
+    for r in found["rows"]:
+        model = f"| {r['parameters'] / 1e9:.1f} billion | {r['length']:,} "
+        if not r["fits"]:
+            rows.append(f"{model}| does not fit | | {r['bytes'] / 2**30:.1f} GiB | |")
+            continue
+        needed = f"{r['bytes'] / 2**30:.1f} GiB (at most {r['high'] / 2**30:.1f})"
+        rows.append(f"{model}| {r['tricks']} | {r['at_once']} | {needed} | {r['seconds'] * 100 / 60:.0f} min |")
+    head = "| parameters | tokens a row | switch on | rows at a time | memory | 100 steps take |\n|--:|--:|---|--:|---|--:|"
+    told = measured.footnote(f"Shapes of Qwen3; {measured.source('plan_sizes.json', 'plan_sizes.py')}")
+    return "\n".join([head, *rows]) + f"\n\n{told}"
+
+
 def plan_of(card: str) -> str:
     """What `plan` said of one card, word for word."""
     plans = (measured.RESULTS / "plan_8b.txt").read_text(encoding="utf-8").split("+ featherweight plan ")[1:]
@@ -213,7 +228,8 @@ ASKED_FOR: dict[str, Any] = {
     "our_methods": our_methods, "section": section, "results_table": results_table, "commands": reference.commands, "api": reference.api,
     "methods_measured": methods_measured, "result": measured.result, "trick_source": measured.trick_source,
     "captured": captured, "errors": errors, "majority": majority, "planned_weights": planned_weights, "what_fits": what_fits,
-    "plan_of": plan_of, "methods_drawn": methods_drawn, "steps_until": steps_until, "compiled_off": compiled_off,
+    "plan_of": plan_of, "sizes_that_fit": sizes_that_fit,
+    "methods_drawn": methods_drawn, "steps_until": steps_until, "compiled_off": compiled_off,
     "vocabulary": ARCHITECTURE["vocab_size"],
 }  # fmt: skip
 """What a page may ask for."""
