@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 import tiny
 from featherweight import InputError, network
@@ -20,6 +21,8 @@ import huggingface_hub.constants, datasets.config
 import torch, pickle
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):  # the tests' own precaution
     os.environ.pop(name, None)
+for name in [n for n in os.environ if n.lower().endswith("_proxy")]:  # another machine would look names up
+    os.environ.pop(name)
 huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = False
 os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "1"
 os.environ.setdefault("PIP_RETRIES", "0")
@@ -92,6 +95,22 @@ def test_a_hub_id_that_is_not_here_is_asked_for_once_it_may_go_out(server: Forke
     assert server.run(in_tmp, "plan", "--model", "nobody/nothing", before=WATCH) == 2
     assert len(seen(in_tmp, "out")) == 1  # not six times, as the hub's library would by itself
     assert said(in_tmp).startswith("featherweight: error: model 'nobody/nothing' could not be loaded")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_who_wants_no_connection_is_not_overruled(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    """However that was said: `TRANSFORMERS_OFFLINE` and the like end in this constant."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", wanted)
+    monkeypatch.setattr(network.urllib.request, "getproxies", dict)
+    for there in (False, True):
+
+        def look(*_: object, found: bool = there) -> None:
+            if not found:
+                raise OSError
+
+        monkeypatch.setattr(network.socket, "getaddrinfo", look)
+        network.ask_hub_if_it_is_there()
+        assert (wanted or not there) == constants.HF_HUB_OFFLINE
 
 
 def test_without_a_network_a_model_in_the_cache_is_used_at_once(in_tmp: Path, llama: Path) -> None:

@@ -12,6 +12,7 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from typing import Any
 
 from .errors import InputError
 from .foreign import similar
@@ -27,6 +28,8 @@ _QUIET = (
     "DISABLE_SAFETENSORS_CONVERSION",  # it would ask a hub to convert a pickle, in the background
     "PIP_DISABLE_PIP_VERSION_CHECK",
 )
+_GIVEN_UP: list[tuple[Any, str]] = []
+"""The libraries' settings that were changed because the hub was not there, and by nobody's wish."""
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -45,14 +48,18 @@ def go_offline() -> None:
     """From here on nothing is fetched, whether the libraries that would are imported already or not."""
     for name in (OFFLINE, *_OTHERS):
         os.environ[name] = "1"
-    _tell_libraries(offline=True)
+    _tell_libraries()
 
 
-def _tell_libraries(*, offline: bool) -> None:
+def _tell_libraries() -> list[tuple[Any, str]]:
+    """Have those that are imported fetch nothing; which settings that changed, so that it can be taken back."""
+    changed = []
     for module in ("huggingface_hub.constants", "datasets.config"):
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-            if hasattr(sys.modules.get(module), name):
-                setattr(sys.modules[module], name, offline)
+            if getattr(sys.modules.get(module), name, None) is False:
+                setattr(sys.modules[module], name, True)
+                changed.append((sys.modules[module], name))
+    return changed
 
 
 def ask_hub_if_it_is_there() -> None:
@@ -62,7 +69,7 @@ def ask_hub_if_it_is_there() -> None:
     """
     import huggingface_hub.constants as hub
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if hub.HF_HUB_OFFLINE and not _GIVEN_UP:  # somebody wants it so
         return
     there = True
     if not urllib.request.getproxies():  # else another machine looks the name up
@@ -70,7 +77,10 @@ def ask_hub_if_it_is_there() -> None:
             socket.getaddrinfo(urllib.parse.urlsplit(hub.ENDPOINT).hostname, None)
         except OSError:
             there = False
-    _tell_libraries(offline=not there)
+    if not there:
+        _GIVEN_UP.extend(_tell_libraries())
+    while there and _GIVEN_UP:
+        setattr(*_GIVEN_UP.pop(), False)
 
 
 def is_offline() -> bool:

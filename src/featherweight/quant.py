@@ -15,7 +15,7 @@ bitsandbytes and torchao are optional and never imported from here: a layer of t
 What bitsandbytes computes with them is changed in two places, by `make_dependable`:
 
 * Linear8bitLt is LLM.int8(): it rounds its *inputs* too, by what all rows of a batch have in common. So an answer depends on
-  the rows around it (by 16 % of the logits' norm, for a few words and the default model). And it keeps every input, though
+  the rows around it (by 9 % of the logits' norm: `benchmarks/int8_neighbours.py`). And it keeps every input, though
   going back through a frozen weight does not need it. Here it multiplies with its own matrix, unpacked for the product; nothing is kept.
 * Linear4bit has a kernel without a gradient on some CPUs, which is switched off.
 """
@@ -88,9 +88,8 @@ def dense_weight(site: Any) -> Tensor:
 
 
 def _int8_matrix(site: Any, dtype: torch.dtype) -> Tensor:
-    scale = (
-        site.weight.SCB if site.weight.SCB is not None else site.state.SCB
-    )  # bitsandbytes moves it at its first pass
+    # bitsandbytes' own forward pass moves the scale.
+    scale = site.weight.SCB if site.weight.SCB is not None else site.state.SCB
     matrix: Tensor = site.weight.data.to(dtype, copy=True).mul_((scale.float() / 127)[:, None])
     return matrix
 

@@ -24,7 +24,7 @@ Paper: Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Genera
 Trainable parameters: num_virtual_tokens × layers × 2 × (key–value heads × head size).
 When to use it: generation, few examples, one model serving many tasks.
 When not: with very short contexts or quantised caches; with tools that make a key–value cache of their own and ignore the one
-    they are given.
+they are given.
 What it costs: attention over num_virtual_tokens more positions; no other layer sees longer rows, so it trains faster
 than Prompt Tuning. In an encoder–decoder the prefix sits in the decoder's self-attention, as in HF PEFT.
 How to choose:
