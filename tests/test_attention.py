@@ -35,13 +35,13 @@ def textbook(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
-@pytest.mark.parametrize("long", [512, 2], ids=["gathered", "row by row"])
+@pytest.mark.parametrize("long", [512, 2, 4], ids=["gathered", "row by row", "both"])
 @pytest.mark.parametrize(("extra", "window"), list(itertools.product((0, 6), (None, 5))))
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_packed_attention_is_the_textbooks(
     layout: Layout, extra: int, window: int | None, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "LONG", long)
+    monkeypatch.setattr(attention, "LONG", {"other": long})
     torch.manual_seed(0)
     seq = layout.shared + sum(layout.lengths)
     shapes = ((1, 4, seq, 8), (1, 2, extra + seq, 8), (1, 2, extra + seq, 8))

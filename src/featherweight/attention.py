@@ -29,7 +29,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from .errors import InputError
 
 NAME = "featherweight_rows"
-LONG = 512  # rows from here on go through the fused kernel, one by one: it does not keep seq × seq scores
+# Rows from here on go through the fused kernel, one by one: it keeps no seq × seq scores, and is quicker (benchmarks/attention.py).
+LONG: dict[Any, int] = {torch.float32: 128, "other": 512}
 # Rows up to here are attended to together, whatever their lengths: many small products cost more than padding.
 SHORT = 96
 LANES = 16  # keys per row are a multiple of this: vector instructions take so many at a time
@@ -216,28 +217,55 @@ def _weights(q: Tensor, k: Tensor, g: _Group, window: int | None, scaling: float
     return torch.baddbmm(added.expand(q.shape[0], -1, -1), q, k.transpose(1, 2), alpha=scaling).softmax(-1)
 
 
-def _one_by_one(
+def long_from(dtype: torch.dtype) -> int:
+    """The length from which on a row is a long one."""
+    return LONG.get(dtype, LONG["other"])
+
+
+def _attend(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scaling: float, dropout: float
 ) -> Float[Tensor, "seq heads size"]:
-    """The same for long rows, one after the other through the fused kernel, which keeps no scores."""
-    extra = k.shape[0] - q.shape[0]
+    """Short rows together, long ones one after the other. Keys in front of the tokens' (a prefix) are seen by all."""
+    long = 0 if dropout else long_from(q.dtype)
+    if max(layout.shared, *layout.lengths) < long:
+        out: Tensor = _ShortRows.apply(q, k, v, layout, window, scaling)
+        return out
     if len(layout.lengths) == 1:  # what a single row shares is its beginning
         layout = Layout(0, (layout.shared + layout.lengths[0],))
-    out, start = [], 0
-    for i, n in enumerate((layout.shared, *layout.lengths)):
-        if n:
-            before = extra + (layout.shared if i else 0)
-            own = slice(extra + start, extra + start + n)
-            keys, values = (torch.cat([x[:before], x[own]]) if before and (i or extra) else x[own] for x in (k, v))
-            queries, keys, values = (x.transpose(0, 1)[None] for x in (q[start : start + n], keys, values))
-            near = window if window and window < before + n else None
-            added = _visible_afar(n, before, near, 1, q.dtype, q.device) if before or near else None
-            found = scaled_dot_product_attention(
-                queries, keys, values, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True
-            )
-            out.append(found[0].transpose(0, 1))
-            start += n
-    return torch.cat(out)
+    extra, sizes = k.shape[0] - q.shape[0], (layout.shared, *layout.lengths)
+    queries = q.split(sizes)
+    keys, values = ((x[:extra], *x[extra:].split(sizes)) for x in (k, v))
+    seen = keys[:2] if extra else keys[1:2], values[:2] if extra else values[1:2]
+    together = [i for i, n in enumerate(sizes) if n < long or i == 0] if layout.shared < long else []
+    found: dict[int, Tensor] = {}
+    if len(together) > 1:
+        some = Layout(layout.shared, tuple(sizes[i] for i in together[1:]))
+        own = [[x[i + 1] for i in together] for x in (keys, values)]
+        packed = _ShortRows.apply(
+            torch.cat([queries[i] for i in together]),
+            *(torch.cat([x[0], *rows]) for x, rows in zip((keys, values), own, strict=True)),
+            some, window, scaling,
+        )  # fmt: skip
+        found = dict(zip(together, packed.split([some.shared, *some.lengths]), strict=True))
+    for i, n in enumerate(sizes):
+        if n and i not in found:
+            front = [x[:1] if extra else () for x in (keys, values)] if i == 0 else seen
+            k_i, v_i = (torch.cat([*before, x[i + 1]]) for before, x in zip(front, (keys, values), strict=True))
+            found[i] = _one_row(queries[i], k_i, v_i, window, scaling, dropout)
+    return torch.cat([found[i] for i in sorted(found)])
+
+
+def _one_row(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, scaling: float, dropout: float
+) -> Float[Tensor, "seq heads size"]:
+    """A row behind the keys that are more than its own, through the fused kernel."""
+    n, before = q.shape[0], k.shape[0] - q.shape[0]
+    near = window if window and window < before + n else None
+    mask = _visible if n < LONG["other"] else _visible_afar
+    added = mask(n, before, near, 1, q.dtype, q.device) if before or near else None
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True)
+    return out[0].transpose(0, 1)
 
 
 @torch.compiler.disable
@@ -263,11 +291,7 @@ def attend_in_rows(
         raise InputError(f"packing: the layers of this model use {more[0]}, which is not known here; train it without")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first, as the projections wrote them
-    if max(layout.shared, *layout.lengths) >= LONG or dropout:
-        out = _one_by_one(q, k, v, layout, sliding_window, scaling, dropout)
-    else:
-        out = _ShortRows.apply(q, k, v, layout, sliding_window, scaling)
-    return out[None], None
+    return _attend(q, k, v, layout, sliding_window, scaling, dropout)[None], None
 
 
 @functools.cache

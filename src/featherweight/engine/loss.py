@@ -25,6 +25,7 @@ from torch import Tensor
 from .batches import Batch
 
 AT_ONCE = {"cpu": 2**23, "other": 2**26}  # logits computed together: 32 MiB in float32, and 256 MiB on an accelerator
+SHARE = 4  # or a quarter of the head's own weights: for fewer, reading those would take longer than computing
 
 
 @contextmanager
@@ -56,6 +57,11 @@ def class_logits(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "rows c
     return logits.float()
 
 
+def rows_at_once(weight: Float[Tensor, "vocab width"], kind: str) -> int:
+    """How many positions' logits are computed together."""
+    return max(16, AT_ONCE[kind] // weight.shape[0], weight.shape[1] // SHARE)
+
+
 class _HeadLoss(torch.autograd.Function):
     """Cross-entropy summed over positions, from what goes into a frozen head: logits live for one chunk at a time.
 
@@ -68,9 +74,11 @@ class _HeadLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         grad = torch.empty_like(hidden)
-        rows = max(16, AT_ONCE["cpu" if hidden.device.type == "cpu" else "other"] // weight.shape[0])
-        for h, t, g in zip(hidden.split(rows), targets[:, None].split(rows), grad.split(rows), strict=True):
-            log_p = F.linear(h, weight, bias).log_softmax(-1, dtype=exact)
+        rows = rows_at_once(weight, "cpu" if hidden.device.type == "cpu" else "other")
+        pieces = max(1, -(-hidden.shape[0] // rows))
+        for h, t, g in zip(*(x.tensor_split(pieces) for x in (hidden, targets[:, None], grad)), strict=True):
+            logits = F.linear(h, weight, bias).to(exact)
+            log_p = torch.log_softmax(logits, -1, out=logits)
             total -= log_p.gather(1, t).sum()
             if ctx.needs_input_grad[0]:
                 softmax = log_p.exp_()
