@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from command import Cli, Result
 from featherweight import cli, prepare, run
 from forked import Forked
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore Ctrl-C
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
@@ -63,7 +65,8 @@ def fw_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sys, "argv", ["featherweight", *map(str, args)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
-        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:  # `--offline` is said to everything that comes after it
+        # `--offline` is said to everything that comes after it, by the environment.
+        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
         return Result(int(ended.value.code or 0), out, err)

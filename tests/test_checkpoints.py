@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,11 @@ Run = Callable[..., tuple[Report, dict[str, torch.Tensor]]]
 
 @pytest.fixture
 def train(tmp_path: Path) -> Run:
+    """A short run in a folder of the test."""
+    return run_in(tmp_path)
+
+
+def run_in(folder: Path) -> Run:
     """A short run with everything random in it, from the same start each time; `stop_at` is the step after which Ctrl-C comes."""
 
     def once(
@@ -49,7 +55,7 @@ def train(tmp_path: Path) -> Run:
         fw.attach(base.model, method or fw.LoRA(r=2, lora_dropout=0.2))
         rows = examples(base.model)
         told = list[str]()
-        keep = Checkpoints(tmp_path / where, {"run": 1}, **{"tell": told.append, **(checkpoints or {})})
+        keep = Checkpoints(folder / where, {"run": 1}, **{"tell": told.append, **(checkpoints or {})})
 
         def press(report: Report) -> None:
             if report.steps == stop_at:
@@ -357,25 +363,41 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run's checkpoints after Ctrl-C at step 6, and what it ends in if nobody stops it."""
+    folder = tmp_path_factory.mktemp("stopped")
+    _, expected = run_in(folder)(where="a")
+    run_in(folder)(stop_at=6, checkpoints={"every_steps": 3})
+    return folder / "checkpoints", expected
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_refused_by_name(
+    stopped: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, name: str, damage: str
+) -> None:
+    folder = tmp_path / "step-000006"
+    shutil.copytree(stopped[0] / folder.name, folder)
+    DAMAGE[damage](folder / name)
+    with pytest.raises(fw.InputError, match=name):
+        verify(folder)
+
+
+@pytest.mark.parametrize(("name", "damage"), list(zip(FILES, DAMAGE, strict=False)))
+def test_the_one_before_a_damaged_checkpoint_is_used(
+    stopped: tuple[Path, dict[str, torch.Tensor]],
     train: Run,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     name: str,
     damage: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, expected = train(where="a")
-    train(stop_at=6, checkpoints={"every_steps": 3})
-    folder = tmp_path / "checkpoints" / "step-000006"
-    DAMAGE[damage](folder / name)
-    with pytest.raises(fw.InputError, match=name):
-        verify(folder)
+    shutil.copytree(stopped[0], tmp_path / "checkpoints")
+    DAMAGE[damage](tmp_path / "checkpoints" / "step-000006" / name)
     said: list[str] = []
     monkeypatch.setattr(Checkpoints, "_sweep", lambda self: setattr(self, "tell", said.append))
-    assert same(train()[1], expected)
+    assert same(train()[1], stopped[1])
     assert name in said[0]
     assert "it is not used" in said[0]
     assert "going on from" in said[1]

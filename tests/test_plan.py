@@ -151,7 +151,7 @@ def test_the_command_needs_a_configuration_alone(fw_cli: Cli, tmp_path: Path) ->
     ample = fw_cli("plan", "--model", file, "--memory", "8GB", "--length", "32", "--method", "lora")
     [best] = [line for line in ample.out.splitlines() if line.startswith("Best:")]
     assert best.endswith("--method lora")  # times are not known here, and no trick is needed
-    small = fw_cli("plan", "--model", file, "--memory", "100MB", "--length", "32")
+    small = fw_cli("plan", "--model", file, "--memory", "100MB", "--length", "32", "--method", "ia3")
     assert small.code == 1
     assert "does not fit into the 0.1 GiB" in small.out
     assert "give its folder or hub id" in complaint(fw_cli("plan", "--model", file, "--data", "rows.csv"))

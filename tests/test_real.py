@@ -85,7 +85,7 @@ def test_compare_trains_all_five_methods_and_prints_the_table(tmp_path):
             itertools.islice(csv.reader(whole), 7)
         )  # a heading and six texts of the default's many
     done = run(
-        featherweight, "compare", "--steps", "10", "--batch-size", "4", "--test-rows", "30", "--general-text", "few.csv", "--out", "run",
+        featherweight, "compare", "--steps", "8", "--batch-size", "4", "--test-rows", "12", "--general-text", "few.csv", "--out", "run",
         cwd=tmp_path,
     )  # fmt: skip
     first, _, rest = done.stdout.partition("\n\n- ")
@@ -102,7 +102,7 @@ def test_compare_trains_all_five_methods_and_prints_the_table(tmp_path):
     assert {r["name"]: r["trainable_params"] for r in lines} == trained
     for r in lines:
         assert r["stopped"] is None
-        assert len(r["losses"]) == r["train_steps"] == 10
+        assert len(r["losses"]) == r["train_steps"] == 8
         assert sum(r["losses"][-3:]) < sum(r["losses"][:3])  # it learns
         assert 200 * 2**20 < r["peak_bytes"] < 16 * 2**30
         assert (tmp_path / "run" / r["name"] / "adapter_model.safetensors").is_file()
