@@ -1,4 +1,4 @@
-"""`train` plans first: what cannot fit is refused with what would, and `--memory` chooses tricks and rows at a time."""
+"""Planning comes first: what cannot fit is refused with what would, and `--memory` chooses tricks and rows at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 import featherweight as fw
 import tiny
 from command import Cli, complaint
+from featherweight.config import CompareConfig
+from featherweight.contenders import contenders, references
 from featherweight.plan import before, estimate
 
 
@@ -141,3 +143,58 @@ def test_the_command_line_trains_within_the_memory_it_is_given(
     short = fw_cli("train", "--model", wide, "--data", rows, "--memory", "1MB", "--out", tmp_path / "none")
     assert "does not fit into 0.00 GiB" in complaint(short)
     assert not (tmp_path / "none").exists()
+
+
+# --- a comparison ----------------------------------------------------------------------------------------------------
+
+
+def choice_for(config: CompareConfig) -> tuple[CompareConfig, dict[str, int]]:
+    from featherweight.prepare import load_config, settings_of, task_of
+
+    task = task_of(config)
+    settings = settings_of(config, len(task.train), 0.0)
+    who = [*references("untouched,full"), *contenders(config.methods, {})]
+    return before.before_the_comparison(config, load_config(config.model), task, who, settings)
+
+
+@pytest.fixture
+def comparison(wide: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    few = [
+        estimate.Tricks(),
+        estimate.Tricks("layer"),
+        estimate.Tricks("layer", "nf4"),
+    ]  # each is a simulation a method
+    monkeypatch.setattr(before, "sets_for", lambda _: few)
+    return lambda memory, **more: CompareConfig(
+        model=str(wide), data=str(rows), batch_size=16, methods="lora,lora:batch_size=4", memory=memory, **more
+    )
+
+
+def test_with_memory_to_spare_every_method_is_compared_as_it_was_asked(comparison: Any) -> None:
+    config = comparison("2GB")
+    assert choice_for(config) == (config, {"lora": 16, "lora:batch_size=4": 4})
+    assert choice_for(comparison(None)) == (comparison(None), {})
+
+
+@pytest.mark.parametrize(("fitting", "quantize"), [(16, "none"), (1, "nf4")])
+def test_with_less_memory_all_methods_get_the_same_tricks(
+    comparison: Any, wide: Path, rows: Path, capsys: pytest.CaptureFixture[str], fitting: int, quantize: str
+) -> None:
+    """A megabyte short of what LoRA needs for 16 rows at a time, fewer do; short of what it needs row by row, nothing exact does."""
+    limit = needed(wide, rows, batch_size=fitting) - (1 << 20)
+    capsys.readouterr()
+    chosen, micro = choice_for(comparison(f"{limit >> 20}MB"))
+    assert chosen.quantize == quantize
+    assert micro["lora"] < 16
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("plan: every method with the same tricks: ")
+    assert ("nf4" in first) == (quantize == "nf4")
+    assert second.startswith("plan: that is the quickest within ")
+
+
+def test_what_fits_with_no_trick_is_tried_all_the_same_and_that_is_said(
+    comparison: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, micro = choice_for(comparison("1MB"))
+    assert set(micro.values()) == {1}
+    assert "plan: LoRA may not fit, with one row at a time and every trick; it is tried" in capsys.readouterr().err

@@ -66,6 +66,8 @@ class Run:
     batch_size: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     """Of the method, where a search has chosen them."""
+    micro_batch: int | None = None
+    """Rows at a time, where `--memory` has chosen."""
     predicted: tuple[int, int, int] | None = None
     """(bytes, low, high) by `plan`."""
     titled: str = ""
@@ -74,6 +76,13 @@ class Run:
         """Who runs."""
         found = contender(self.name, config.options)
         return replace(found, method=replace(found.method, **self.options)) if found.method and self.options else found
+
+    def settings(self, shared: Settings) -> Settings:
+        """The shared ones, with what is this run's."""
+        micro = self.micro_batch or shared.micro_batch
+        return replace(
+            shared, lr=self.lr, seed=self.seed, steps=self.steps, batch_size=self.batch_size, micro_batch=micro
+        )
 
 
 @dataclass
@@ -238,7 +247,7 @@ class Bench:
 
     def _train(self, line: Line, run: Run, place: Path, identity: dict[str, Any]) -> Report:
         """Train what is attached, save it, and write down what that took."""
-        settings = replace(self.settings, lr=run.lr, seed=run.seed, steps=run.steps, batch_size=run.batch_size)
+        settings = run.settings(self.settings)
         check = partial(check_base, self.base, identity)
         # By identity: one that was interrupted under other settings may lie beside it, and is not this run's.
         checkpoints = Checkpoints(place / f"{CHECKPOINTS}-{line.identity}", identity, check=check, tell=note)

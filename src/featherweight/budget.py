@@ -49,7 +49,7 @@ def steps_in(bench: Bench, run: Run, file: Path) -> int:
     def on_step(_: Report) -> None:
         ends.append(time.perf_counter())
 
-    settings = replace(bench.settings, lr=run.lr, seed=run.seed, steps=PILOT, batch_size=run.batch_size)
+    settings = replace(run.settings(bench.settings), steps=PILOT)
     stopped = fit(bench.base, bench.examples, settings, on_step=on_step).stopped
     if stopped == "interrupted":
         raise KeyboardInterrupt
@@ -65,7 +65,7 @@ def steps_in(bench: Bench, run: Run, file: Path) -> int:
 def foreseen(
     shape: Any, method: Method, settings: Settings, examples: Sequence[Example], *, cpu: bool, **given: Any
 ) -> Plan:
-    """What `plan` says of a run: memory by part and its interval. `given` are `predict`'s: dtype, labels."""
+    """What `plan` says of a run: memory by part and its interval. `given` are `predict`'s: dtype, labels, tricks."""
     rows = heaviest(examples, settings, packs(shape, settings.packing))
     return predict(shape, method, settings, rows, Target("here", 0, cpu=cpu), micro=settings.micro_batch, **given)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from .contenders import Contender
 from .engine.memory import free, left_bytes
 from .engine.stopping import stoppable
 from .errors import InputError
+from .plan.before import asked_tricks, before_the_comparison
 from .plan.cards import read_bytes
-from .prepare import describe
+from .prepare import describe, settings_of
 from .progress import board, note, spell_seconds
 from .results import Line, entries, read, write_tested
 from .task import Task
@@ -84,11 +85,13 @@ class Comparison:
 def compare(config: CompareConfig, task: Task, who: Sequence[Contender], folder: Path) -> Comparison:
     """Make all runs that are not on disk yet. Ctrl-C and SIGTERM end it: what is in training is saved, and goes on the next time."""
     config = config.model_copy(update={"methods": ",".join(c.name for c in who)})
+    shared = settings_of(config, len(task.train), lr=0.0)
+    config, at_a_time = before_the_comparison(config, load_config(config.model), task, who, shared)
     bench = Bench.open(config, task)
     describe(bench.base, bench.task, bench.writer, config.metric)
     asked = Comparison(config, folder, bench.task, known={line.identity: line for line in read(folder)})
     try:
-        _decide(asked, bench, who)
+        _decide(asked, bench, who, at_a_time)
     except KeyboardInterrupt:
         asked.signal = 2
         asked.notes.append("interrupted before the first run; the same command goes on")
@@ -109,10 +112,12 @@ def compare(config: CompareConfig, task: Task, who: Sequence[Contender], folder:
     return asked
 
 
-def _decide(asked: Comparison, bench: Bench, who: Sequence[Contender]) -> None:
+def _decide(asked: Comparison, bench: Bench, who: Sequence[Contender], at_a_time: Mapping[str, int]) -> None:
     """The runs, seed by seed, so that a comparison that ends early has something of every method."""
     config = asked.config
     decided = [(c, _settled(bench, c, asked.folder)) for c in who]
+    if not config.fill:
+        decided = [(c, replace(run, micro_batch=at_a_time.get(c.name))) for c, run in decided]
     for i in range(config.seeds):
         for contender, run in decided:
             if i > 0 and contender.method is None:  # no seed changes it
@@ -156,7 +161,8 @@ def _settled(bench: Bench, who: Contender, folder: Path) -> Run:
 def _given(bench: Bench) -> dict[str, Any]:
     base = bench.base
     labels = bench.task.labels if base.classifies else None
-    return {"cpu": base.device.type == "cpu", "dtype": base.model.dtype, "labels": labels}
+    tricks = asked_tricks(bench.config)
+    return {"cpu": base.device.type == "cpu", "dtype": base.model.dtype, "labels": labels, "tricks": tricks}
 
 
 def _filled(bench: Bench, method: Any, settings: Any) -> Any:
@@ -171,7 +177,7 @@ def _foreseen(bench: Bench, who: Contender, asked: Comparison) -> tuple[int, int
     method = run.contender(config).method
     if method is None or config.quantize != "none" or config.stream_base != "none":
         return None
-    settings = replace(bench.settings, batch_size=run.batch_size, steps=run.steps)
+    settings = run.settings(bench.settings)
     plan = foreseen(load_config(config.model), method, settings, bench.examples, **_given(bench))
     return plan.bytes, plan.low, plan.high
 

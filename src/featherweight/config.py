@@ -128,7 +128,7 @@ class TrainingConfig(DataConfig):
     memory: str | None = in_memory(
         None,
         description="Use at most so much, such as 8GB. `train` plans first and chooses tricks and rows at a time for it; "
-        "`compare` reads fewer rows at a time.",
+        "`compare` too, the same tricks for every method.",
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "sgd", "lion"] = in_training(
         "adamw", description="What moves the parts; the default rates are tuned for adamw."

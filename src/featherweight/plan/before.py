@@ -1,4 +1,4 @@
-"""Before `train` loads anything: does it fit — and where `--memory` says how much there is, with which tricks?
+"""Before `train` or `compare` loads anything: does it fit — and where `--memory` says how much there is, with which tricks?
 
 Without `--memory` only what certainly does not fit is refused, with what would; what is uncertain is tried, because the run
 protects itself (it rehearses its largest batch, and reads fewer rows at a time where memory runs out).
@@ -7,13 +7,15 @@ protects itself (it rehearses its largest batch, and reads fewer rows at a time 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..base import DTYPES, Base, load_tokenizer, pick_device, pick_dtype, skeleton
-from ..config import TrainConfig
+from ..config import CompareConfig, TrainConfig, TrainingConfig
+from ..contenders import Contender
 from ..encoder import is_encoder
 from ..engine.memory import left_bytes, resident_bytes
 from ..engine.train import Settings, heaviest
@@ -22,7 +24,8 @@ from ..method import Method
 from ..progress import note
 from ..task import Task
 from ..tokens import Example, writer_for
-from .estimate import Plan, Target, Tricks, choose, consider, sets_for
+from .cards import read_bytes
+from .estimate import Plan, Target, Tricks, choose, choose_for_all, consider, sets_for
 from .imagine import packs
 
 GIB = 2**30
@@ -39,16 +42,13 @@ def before_the_run(
         room = limit if room is None else min(limit, room)
     if room is None:
         return config, settings
-    labels = task.labels or None
-    base = Base(skeleton(shape, labels), load_tokenizer(config.model), config.model, torch.device("cpu"))
-    examples = writer_for(base, config.max_length, task.labels, [method]).examples(task.train)[0]
+    base, examples = _as_tokens(config, shape, task, [method])
     rows = heaviest(examples, settings, packs(shape, settings.packing))
-    dtype = DTYPES[config.dtype] if config.dtype != "auto" else pick_dtype("auto", device)
-    if limit is None and _plainly_fits(base, rows, dtype, room):
+    given = _given(config, shape, task)
+    if limit is None and _plainly_fits(base, rows, given["dtype"], room):
         return config, settings
-    given: dict[str, Any] = {"dtype": dtype, "labels": task.labels if is_encoder(shape) else None}
     target = Target("this machine", room, cpu=device.type == "cpu")
-    asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
+    asked = asked_tricks(config)
     plan = consider(shape, method, settings, rows, target, asked, **given)
     if limit is None and plan.low <= room:
         return config, settings
@@ -69,6 +69,69 @@ def before_the_run(
             f"this would fit ({_gib(found.bytes)}): {found.flags} — or --memory {room // 2**20}MB, which chooses by itself"
         )
     return _as(found, config, settings, room, plan.operations)
+
+
+def before_the_comparison(
+    config: CompareConfig, shape: Any, task: Task, who: Sequence[Contender], settings: Settings
+) -> tuple[CompareConfig, dict[str, int]]:
+    """The configuration to compare with within `--memory`, and how many rows at a time each contender reads, by name. `settings` are
+    those that all share.
+
+    All get the same tricks, else a table would compare those too. What `--memory` says decides alone, not what is left at the moment:
+    the same command makes the same choice, and goes on with the rows that it has.
+    """
+    found = [c for c in who if c.method is not None and c.kind == "method"]
+    if config.memory is None or not found:
+        return config, {}
+    room, cpu = read_bytes(config.memory), pick_device(config.device).type == "cpu"
+    _, examples = _as_tokens(config, shape, task, [c.method for c in found if c.method])
+    runs = list[tuple[Method, Settings, list[Example]]]()
+    for contender in found:
+        own = replace(settings, batch_size=contender.batch_size or settings.batch_size)
+        assert contender.method is not None
+        runs.append((contender.method, own, heaviest(examples, own, packs(shape, own.packing))))
+    asked = asked_tricks(config)
+    sets = [t for t in sets_for(Target("", room, cpu)) if _may(t, asked)] or [asked]
+    plans = choose_for_all(shape, runs, room, sets, cpu=cpu, **_given(config, shape, task))
+    tricks, micro = plans[0].tricks, {c.name: plan.micro for c, plan in zip(found, plans, strict=True)}
+    most = max(plans, key=lambda plan: plan.high)
+    rows = " to ".join(str(n) for n in sorted({min(micro.values()), max(micro.values())}))
+    reads = "" if config.fill else f"; rows at a time: {rows}"
+    note(
+        f"plan: every method with the same tricks: {tricks}{reads}\n"
+        f"plan: that is the quickest within {_gib(room)}; most is needed by {most.method.title}, about {_gib(most.bytes)}, at most "
+        f"{_gib(most.high)}"
+    )
+    for plan in plans:
+        if not plan.fits(room):
+            note(f"plan: {plan.method.title} may not fit, with one row at a time and every trick; it is tried")
+    return config.model_copy(update=_switched(tricks)), micro
+
+
+def _as_tokens(config: TrainingConfig, shape: Any, task: Task, methods: Sequence[Method]) -> tuple[Base, list[Example]]:
+    """A base without weights, and the rows that it would be trained on."""
+    base = Base(skeleton(shape, task.labels or None), load_tokenizer(config.model), config.model, torch.device("cpu"))
+    return base, writer_for(base, config.max_length, task.labels, methods).examples(task.train)[0]
+
+
+def _given(config: TrainingConfig, shape: Any, task: Task) -> dict[str, Any]:
+    """What `predict` wants to know besides."""
+    dtype = DTYPES[config.dtype] if config.dtype != "auto" else pick_dtype("auto", pick_device(config.device))
+    return {"dtype": dtype, "labels": task.labels if is_encoder(shape) else None}
+
+
+def asked_tricks(config: TrainingConfig) -> Tricks:
+    """Those of a configuration."""
+    return Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
+
+
+def _switched(tricks: Tricks) -> dict[str, str]:
+    """A set of tricks as settings."""
+    return {
+        "checkpoint_activations": tricks.kept,
+        "quantize": tricks.quantize,
+        "stream_base": tricks.stream,
+    }
 
 
 def _may(tricks: Tricks, asked: Tricks) -> bool:
@@ -102,15 +165,8 @@ def _as(
             else ""
         )
     )
-    tricks = plan.tricks
-    changed = {
-        "checkpoint_activations": tricks.kept,
-        "quantize": tricks.quantize,
-        "stream_base": tricks.stream,
-        "micro_batch": plan.micro,
-    }
     chosen = replace(settings, checkpoint_activations=plan.tricks.kept, micro_batch=plan.micro)
-    return config.model_copy(update=changed), chosen
+    return config.model_copy(update={**_switched(plan.tricks), "micro_batch": plan.micro}), chosen
 
 
 def _plainly_fits(base: Base, rows: list[Example], dtype: torch.dtype, room: int) -> bool:

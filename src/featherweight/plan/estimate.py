@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -244,17 +245,46 @@ def choose(
     from .clock import rates_of
 
     target = Target("this memory", memory_bytes, cpu, rates or rates_of(find_card("RTX 3060")))
-    known, plans = list(sets_for(target) if sets is None else sets), list[Plan]()
-    for group in sorted({_order(tricks) for tricks in known}):
+    plans = list[Plan]()
+    for group in _in_order(list(sets_for(target) if sets is None else sets)):
         plans += [
-            consider(config, method, settings, rows, target, tricks, **given)
-            for method in methods
-            for tricks in known
-            if _order(tricks) == group
+            consider(config, method, settings, rows, target, tricks, **given) for method in methods for tricks in group
         ]
         if any(p.fits(memory_bytes) for p in plans):
             break
     return min(plans, key=lambda p: rank(p, memory_bytes))
+
+
+def choose_for_all(
+    config: Any,
+    runs: Sequence[tuple[Method, Settings, Sequence[Example]]],
+    memory_bytes: int,
+    sets: Sequence[Tricks],
+    *,
+    cpu: bool = False,
+    **given: Any,
+) -> list[Plan]:
+    """A plan for each run, all with one set of tricks, so that they can be compared: the quickest of the sets with which all fit, in the
+    order of `choose`; else of those with which most fit.
+    """
+    from .cards import find_card
+    from .clock import rates_of
+
+    target, found = Target("this memory", memory_bytes, cpu, rates_of(find_card("RTX 3060"))), list[list[Plan]]()
+
+    def misfits(plans: list[Plan]) -> int:
+        return sum(not plan.fits(memory_bytes) for plan in plans)
+
+    for group in _in_order(sets):
+        found += [[consider(config, m, s, rows, target, tricks, **given) for m, s, rows in runs] for tricks in group]
+        if not all(misfits(plans) for plans in found):
+            break
+    return min(found, key=lambda p: (misfits(p), _order(p[0].tricks), sum(plan.seconds or 0 for plan in p)))
+
+
+def _in_order(sets: Sequence[Tricks]) -> list[list[Tricks]]:
+    """Those that are alike in what they cost the user, best first."""
+    return [list(same) for _, same in itertools.groupby(sorted(sets, key=_order), key=_order)]
 
 
 def mean_share(config: Any, examples: Sequence[Example], settings: Settings, heavy: Sequence[Example]) -> float:
