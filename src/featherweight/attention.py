@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from .errors import InputError
 
 NAME = "featherweight_rows"
-# Rows from here on go through the fused kernel, one by one: it keeps no seq × seq scores, and is quicker (benchmarks/attention.py).
+# Rows from here on go through the fused kernel, one by one: it keeps no seq × seq scores, and is quicker (benchmarks/packed_rows.py).
 LONG: dict[Any, int] = {torch.float32: 128, "other": 512}
 # Rows up to here are attended to together, whatever their lengths: many small products cost more than padding.
 SHORT = 96
@@ -233,25 +233,29 @@ def _attend(
     if len(layout.lengths) == 1:  # what a single row shares is its beginning
         layout = Layout(0, (layout.shared + layout.lengths[0],))
     extra, sizes = k.shape[0] - q.shape[0], (layout.shared, *layout.lengths)
-    queries = q.split(sizes)
-    keys, values = ((x[:extra], *x[extra:].split(sizes)) for x in (k, v))
-    seen = keys[:2] if extra else keys[1:2], values[:2] if extra else values[1:2]
-    together = [i for i, n in enumerate(sizes) if n < long or i == 0] if layout.shared < long else []
+    queries, ends = q.split(sizes), list(itertools.accumulate(sizes, initial=extra))
+    front = ends[1]  # so many keys are seen by every row
+
+    def own(x: Tensor, i: int) -> Tensor:
+        return x[ends[i] : ends[i + 1]]
+
+    def seen(x: Tensor, i: int) -> Tensor:
+        if i and front:
+            return torch.cat([x[:front], own(x, i)])
+        return own(x, i) if i else x[:front]
+
     found: dict[int, Tensor] = {}
-    if len(together) > 1:
-        some = Layout(layout.shared, tuple(sizes[i] for i in together[1:]))
-        own = [[x[i + 1] for i in together] for x in (keys, values)]
-        packed = _ShortRows.apply(
-            torch.cat([queries[i] for i in together]),
-            *(torch.cat([x[0], *rows]) for x, rows in zip((keys, values), own, strict=True)),
-            some, window, scaling,
-        )  # fmt: skip
-        found = dict(zip(together, packed.split([some.shared, *some.lengths]), strict=True))
+    short = [i for i, n in enumerate(sizes) if i and n < long]
+    if short and layout.shared < long:
+        some = Layout(layout.shared, tuple(sizes[i] for i in short))
+        keys, values = (torch.cat([x[:front], *(own(x, i) for i in short)]) for x in (k, v))
+        rows = torch.cat([queries[i] for i in (0, *short)])
+        out = _ShortRows.apply(rows, keys, values, some, window, scaling)
+        found = dict(zip((0, *short), out.split([some.shared, *some.lengths]), strict=True))
     for i, n in enumerate(sizes):
         if n and i not in found:
-            front = [x[:1] if extra else () for x in (keys, values)] if i == 0 else seen
-            k_i, v_i = (torch.cat([*before, x[i + 1]]) for before, x in zip(front, (keys, values), strict=True))
-            found[i] = _one_row(queries[i], k_i, v_i, window, scaling, dropout)
+            keys, values = (seen(x, i) for x in (k, v))
+            found[i] = _one_row(queries[i], keys, values, window, scaling, dropout)
     return torch.cat([found[i] for i in sorted(found)])
 
 
