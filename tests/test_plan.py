@@ -12,16 +12,20 @@ import torch
 
 import featherweight as fw
 import models
+import tiny
 from command import Cli, complaint
 from featherweight.adapter import attach
 from featherweight.base import Base
 from featherweight.engine.batches import keeps_apart
+from featherweight.engine.lean import lean
 from featherweight.engine.optimizers import OPTIMIZERS
 from featherweight.engine.train import Settings
+from featherweight.plan import simulate as simulation
 from featherweight.plan.cards import CARDS, find_card, read_bytes
 from featherweight.plan.estimate import Target, Tricks, choose, predict, sets_for
 from featherweight.plan.follow import Follower
-from featherweight.plan.simulate import simulate, watch_update
+from featherweight.plan.simulate import simulate, watch_update, watch_writing
+from featherweight.scoring import NEW_TOKENS, generate_from
 from subjects import METHODS, examples
 
 FAMILIES = ("llama", "t5", "bert")
@@ -54,6 +58,47 @@ def test_the_simulated_tensors_are_those_of_a_real_step(family: str, name: str, 
     found = simulate(base.model.config, METHODS[name], settings, rows, dtype=torch.float32, whole=True)
     for phase, parts in happened.peaks().items():
         assert sum(found.phases[phase].values()) == pytest.approx(sum(parts.values()), rel=0.01), phase
+
+
+def highest(follower: Follower) -> int:
+    return max(sum(parts.values()) for parts in follower.peaks().values())
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_writing_answers_needs_what_is_simulated(family: str, name: str) -> None:
+    base = real(family, METHODS[name])
+    base.model.generation_config.eos_token_id = None  # it writes to the end
+    base.model.generation_config.pad_token_id = 0
+    base.tokenizer.batch_decode = lambda ids, **_: [""] * len(ids)
+    rows = examples(base.model, lengths=(40, 31, 22, 37))
+    watched, wrote = Follower(), Follower()
+    watch_writing(base, rows, watched)
+    found = simulate(
+        base.model.config, METHODS[name], Settings(), rows, dtype=torch.float32, whole=True, evaluation="texts"
+    )
+    assert found.bytes == pytest.approx(highest(watched), rel=0.01)
+    with torch.no_grad(), lean(base.model), simulation._telling(base, wrote), wrote:
+        generate_from(base, [row.prompt for row in rows], NEW_TOKENS)
+    assert found.bytes == pytest.approx(highest(wrote), rel=0.05)
+
+
+def test_answers_that_are_texts_are_planned_as_texts(
+    fw_cli: Cli, llama: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+
+    def watch(base: Base, rows: Any, follower: Follower) -> None:
+        seen.extend(row.row.place for row in rows)
+        watch_writing(base, rows, follower)
+
+    monkeypatch.setattr(simulation, "watch_writing", watch)
+    monkeypatch.setattr("featherweight.plan.verb.sets_for", lambda _: [Tricks()])
+    tiny.write(in_tmp / "talk.jsonl", tiny.requests())
+    done = fw_cli("plan", "--model", llama, "--data", "talk.jsonl", "--memory", "4GB", "--method", "ia3")
+    assert done.code == 0, done.err
+    assert seen
+    assert all(place.startswith("talk.jsonl") for place in seen)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -33,6 +33,7 @@ from .task import Task
 from .tokens import Example, Writer
 
 EVAL_BATCH = 32
+NEW_TOKENS = 128  # of an answer that is written
 
 
 @dataclass
@@ -77,7 +78,7 @@ def evaluate(
     *,
     metric: str = "auto",
     batch_size: int = EVAL_BATCH,
-    max_new_tokens: int = 128,
+    max_new_tokens: int = NEW_TOKENS,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Accuracy on the task's test rows with whatever adapter is live.
@@ -249,14 +250,20 @@ def generate_from(base: Base, prompts: Sequence[list[int]], max_new_tokens: int,
     """Continue every prompt, greedily or by sampling, and decode what was added."""
     inputs = readable(base, prompts)
     inputs.pop("position_ids", None)  # `generate` counts them itself, and goes on counting
-    if not base.encoder_decoder:  # positions that a model has not learned do not exist
-        virtual = max((getattr(m, "num_virtual_tokens", 0) for m in attached(base.model).values()), default=0)
-        max_new_tokens = max(1, min(max_new_tokens, base.context - virtual - inputs["input_ids"].shape[1]))
+    max_new_tokens = room_for(base, inputs["input_ids"].shape[1], max_new_tokens)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     out = base.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
     added = out if base.encoder_decoder else out[:, inputs["input_ids"].shape[1] :]
     texts: list[str] = base.tokenizer.batch_decode(added, skip_special_tokens=True)
     return texts
+
+
+def room_for(base: Base, prompt: int, new_tokens: int) -> int:
+    """How many tokens can follow a prompt of so many: positions that a decoder has not learned do not exist."""
+    if base.encoder_decoder:
+        return new_tokens
+    virtual = max((getattr(m, "num_virtual_tokens", 0) for m in attached(base.model).values()), default=0)
+    return max(1, min(new_tokens, base.context - virtual - prompt))
 
 
 def majority(task: Task) -> Score:

@@ -32,7 +32,7 @@ from ..tokens import Example
 from .clock import Rates, seconds
 from .imagine import packs
 from .packed import pack_weights
-from .simulate import Peaks, simulate
+from .simulate import Evaluation, Peaks, simulate
 
 SHARED = ("activations", "loss", "workspace")  # what libraries and allocators take more of, in proportion
 KEPT_LAYOUTS = _seats.cache_info().maxsize or 0  # attention keeps the places of so many batches' rows
@@ -147,7 +147,7 @@ def predict(
     micro: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     labels: Sequence[str] | None = None,
-    evaluation: bool = False,
+    evaluation: Evaluation = "none",
 ) -> Plan:
     """What training on these rows (the heaviest batch of the run) needs, read `micro` at a time; or evaluating on them."""
     settings = replace(settings, checkpoint_activations=tricks.kept)

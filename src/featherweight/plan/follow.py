@@ -79,7 +79,7 @@ class Follower(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1.0  # Adafactor asks for a norm; any number does
+            return float(args[0].dtype != torch.bool)  # a check answers no; Adafactor asks for a norm, any number does
         out = func(*args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
         part = "activations" if backward and self.part == "loss" else self.part

@@ -18,8 +18,8 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ from torch import Tensor
 from ..adapter import attach, trainable
 from ..attention import rows_apart
 from ..base import Base, skeleton
+from ..calls import cache_name
 from ..encoder import is_encoder, own_labels
+from ..engine.batches import readable
 from ..engine.lean import lean
 from ..engine.optimizers import STATE_BYTES
 from ..engine.train import Settings, training
@@ -35,12 +37,13 @@ from ..engine.update import Learner
 from ..method import Method
 from ..methods.options import build_method
 from ..rows import Row
-from ..scoring import first_token_scores, label_scores
+from ..scoring import NEW_TOKENS, first_token_scores, label_scores, room_for
 from ..tokens import Example
 from .follow import Follower, Work
 from .imagine import as_on, at_depth, depth_of, entered, imagined, packs, period_of, tiny, without_numbers
 from .packed import Packed
 
+Evaluation = Literal["none", "labels", "texts"]
 GRAIN = 512  # bytes: an accelerator's allocator rounds up to it
 SHALLOW = 2  # layers of the smaller of two simulations; the other has twice as many
 
@@ -65,95 +68,84 @@ class Peaks:
         return sum(self.parts.values())
 
 
-def simulate(
-    config: Any,
-    method: Method,
-    settings: Settings,
-    rows: Sequence[Example],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    quantize: str = "none",
-    cpu: bool = True,
-    micro: int | None = None,
-    labels: Sequence[str] | None = None,
-    evaluation: bool = False,
-    whole: bool = False,
-) -> Peaks:
-    """Peak memory and work of one update on these rows, read `micro` at a time; with `evaluation`, of scoring them.
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is to be simulated: one update on these rows, or an evaluation of them."""
 
-    `cpu=False` is an accelerator: its allocator's grain, larger pieces of the head, and fused attention, for which the CPU's
-    kernel stands in (it keeps the same). `whole` simulates every layer. What was asked before is remembered.
+    config: Any
+    method: Method
+    settings: Settings
+    rows: Sequence[Example]
+    dtype: torch.dtype = torch.bfloat16
+    quantize: str = "none"
+    cpu: bool = True
+    """Else an accelerator: its allocator's grain, larger pieces of the head, and fused attention, for which the CPU's kernel
+    stands in (it keeps the same)."""
+    micro: int | None = None
+    """Rows read at a time."""
+    labels: Sequence[str] | None = None
+    evaluation: Evaluation = "none"
+    whole: bool = False
+    """Every layer is simulated, however many there are."""
+
+    @functools.cached_property
+    def words(self) -> str:
+        """The question in full: two with the same words have the same answer."""
+        told = [getattr(self, f.name) for f in fields(self) if f.name != "config"]
+        return repr([type(self.config), self.config.to_json_string(use_diff=False), *told])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Question) and self.words == other.words
+
+    def __hash__(self) -> int:
+        return hash(self.words)
+
+
+def simulate(config: Any, method: Method, settings: Settings, rows: Sequence[Example], **how: Any) -> Peaks:
+    """Peak memory and work of one update on these rows, or of evaluating them. `how` are the further fields of `Question`.
+
+    What was asked before is remembered: sets of tricks that differ in where weights wait, and choices among the same sets,
+    need one simulation.
     """
-    asked = (
-        type(config),
-        config.to_json_string(use_diff=False),
-        method,
-        settings,
-        list(rows),
-        dtype,
-        quantize,
-        cpu,
-        micro,
-        labels,
-    )
-    return _remembered(_Question(repr((asked, evaluation, whole)), functools.partial(
-        _simulate, config, method, settings, rows, dtype, quantize, cpu, micro, labels, evaluation, whole,
-    )))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What is asked, in full, and how the answer is found."""
-
-    words: str
-    answer: Callable[[], Peaks] = field(compare=False)
+    return _answer(Question(config, method, settings, list(rows), **how))
 
 
 @functools.lru_cache(maxsize=64)
-def _remembered(question: _Question) -> Peaks:
-    """Sets of tricks that differ in where weights wait, and choices among the same sets, need one simulation."""
-    return question.answer()
+def _answer(asked: Question) -> Peaks:
+    config = asked.config
+    depth, shallow = depth_of(config), max(SHALLOW, period_of(config))
+    if asked.whole or depth is None or depth <= 2 * shallow or not _layers_alike(config, depth, shallow):
+        return _at(asked, config)
+    one, two = (_at(asked, at_depth(config, n * shallow)) for n in (1, 2))
+    return _line(one, two, depth / shallow - 1)
 
 
-def _simulate(
-    config: Any,
-    method: Method,
-    settings: Settings,
-    rows: Sequence[Example],
-    dtype: torch.dtype,
-    quantize: str,
-    cpu: bool,
-    micro: int | None,
-    labels: Sequence[str] | None,
-    evaluation: bool,
-    whole: bool,
-) -> Peaks:
+def _at(asked: Question, config: Any) -> Peaks:
+    """The answer for this model, which may be a shallower one."""
+    settings, method = asked.settings, asked.method
     kept, paged = STATE_BYTES.get(settings.optimizer, 0), settings.optimizer.startswith("paged")
     if kept:  # bitsandbytes' optimisers look at numbers: their states are added up instead
         settings = replace(settings, optimizer="sgd")
-
-    def at(config: Any) -> Peaks:
-        base = imagined(config, method, dtype=dtype, quantize=quantize, labels=labels, on_cpu=cpu, steps=settings.steps)
-        follower = Follower(1 if cpu else GRAIN)
-        packing = packs(config, settings.packing)
-        with as_on(follower, cpu=cpu, offload=settings.checkpoint_activations == "offload"):
-            if evaluation:
-                watch_scoring(base, rows, follower, packing)
-            else:
-                watch_update(base, settings, rows, follower, packing, micro or settings.batch_size, foreach=not cpu)
-        parameters = {id(p): p.numel() for p in base.model.parameters()}
-        trained = sum(p.numel() for p in trainable(base.model))
-        phases = follower.peaks()
-        for parts in phases.values() if kept else ():  # and copied twice, as all that an update changes
-            parts["optimiser"] = parts.get("optimiser", 0) + kept * trained
-            if not paged:
-                parts["copies"] = parts.get("copies", 0) + 2 * kept * trained
-        return Peaks(phases, follower.work, sum(parameters.values()), trained)
-
-    depth, shallow = depth_of(config), max(SHALLOW, period_of(config))
-    if whole or depth is None or depth <= 2 * shallow or not _layers_alike(config, depth, shallow):
-        return at(config)
-    return _line(at(at_depth(config, shallow)), at(at_depth(config, 2 * shallow)), depth / shallow - 1)
+    base = imagined(
+        config, method, dtype=asked.dtype, quantize=asked.quantize, labels=asked.labels, on_cpu=asked.cpu, steps=settings.steps
+    )  # fmt: skip
+    follower, packing = Follower(1 if asked.cpu else GRAIN), packs(config, settings.packing)
+    with as_on(follower, cpu=asked.cpu, offload=settings.checkpoint_activations == "offload"):
+        if asked.evaluation == "labels":
+            watch_scoring(base, asked.rows, follower, packing)
+        elif asked.evaluation == "texts":
+            watch_writing(base, asked.rows, follower)
+        else:
+            micro = asked.micro or settings.batch_size
+            watch_update(base, settings, asked.rows, follower, packing, micro, foreach=not asked.cpu)
+    parameters = {id(p): p.numel() for p in base.model.parameters()}
+    trained = sum(p.numel() for p in trainable(base.model))
+    phases = follower.peaks()
+    for parts in phases.values() if kept else ():  # and copied twice, as all that an update changes
+        parts["optimiser"] = parts.get("optimiser", 0) + kept * trained
+        if not paged:
+            parts["copies"] = parts.get("copies", 0) + 2 * kept * trained
+    return Peaks(phases, follower.work, sum(parameters.values()), trained)
 
 
 def _layers_alike(config: Any, depth: int, shallow: int) -> bool:
@@ -250,6 +242,44 @@ def watch_scoring(base: Base, rows: Sequence[Example], follower: Follower, packi
             first_token_scores(base, rows, words)
         else:
             label_scores(base, rows, words)
+
+
+@torch.no_grad()
+def watch_writing(base: Base, rows: Sequence[Example], follower: Follower, new_tokens: int = NEW_TOKENS) -> None:
+    """Follow what `generate` does that needs most: reading the prompts of these rows, and writing the last of `new_tokens` tokens, when
+    keys and values of all others are kept.
+    """
+    model, prompts = base.model.eval(), [row.prompt for row in rows]
+    with lean(model), entered(base), _telling(base, follower), follower:
+        follower.start()
+        given = readable(base, prompts)
+        mask = given["attention_mask"]
+        new_tokens, last = room_for(base, mask.shape[1], new_tokens), mask.new_ones(len(rows), 1)
+        if base.encoder_decoder:
+            given = {"encoder_outputs": model.get_encoder()(**given), "attention_mask": mask}
+            out = model(**given, decoder_input_ids=last, use_cache=True)
+        else:
+            out = model(**given, use_cache=True, logits_to_keep=1)
+        name = cache_name(out)
+        assert name is not None  # it was asked for
+        cache = out[name]
+        del out
+        _lengthen(cache, max(0, new_tokens - 2))
+        if base.encoder_decoder:
+            model(**given, decoder_input_ids=last, use_cache=True, **{name: cache})
+        else:
+            mask = torch.cat([mask, mask.new_ones(len(rows), max(1, new_tokens - 1))], 1)
+            place = {"position_ids": mask.cumsum(1)[:, -1:] - 1} if "position_ids" in given else {}
+            model(input_ids=last, attention_mask=mask, use_cache=True, **place, **{name: cache})
+
+
+def _lengthen(cache: Any, tokens: int) -> None:
+    """Have a cache hold so many tokens more, in the layers that keep all of them."""
+    for layer in getattr(cache, "self_attention_cache", cache).layers:
+        if not getattr(layer, "is_sliding", False):
+            for kind in ("keys", "values"):
+                kept = getattr(layer, kind)
+                setattr(layer, kind, torch.cat([kept, kept[:, :, :1].expand(-1, -1, tokens, -1)], 2))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .clock import Rates, calibrate, rates_of
 from .estimate import Plan, Target, Tricks, consider, constants, mean_share, predict, rank, sets_for
 from .follow import PARTS
 from .imagine import packs
-from .simulate import a_tiny_update
+from .simulate import Evaluation, a_tiny_update
 
 GIB = 2**30
 
@@ -49,7 +49,9 @@ def run_plan(config: PlanConfig) -> int:
     given: dict[str, Any] = {"dtype": dtype, "labels": labels}
     asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
     first = predict(shape, methods[0], settings, rows, target, asked, **given)
-    scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=True, **given)
+    writes = config.metric == "exact_match" or (config.data is not None and not labels)
+    answers: Evaluation = "texts" if writes else "labels"
+    scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=answers, **given)
     print(clean("\n".join(sentences(config.model, first, scoring, target, settings, share, rows))))
     print("\n" + parts_table(first, scoring))
     pairs, plans = [(method, tricks) for method in methods for tricks in sets_for(target)], list[Plan]()
