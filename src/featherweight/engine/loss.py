@@ -74,11 +74,12 @@ class _HeadLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         grad = torch.empty_like(hidden)
-        rows = rows_at_once(weight, "cpu" if hidden.device.type == "cpu" else "other")
-        pieces = max(1, -(-hidden.shape[0] // rows))
+        on_cpu = hidden.device.type == "cpu"
+        pieces = max(1, -(-hidden.shape[0] // rows_at_once(weight, "cpu" if on_cpu else "other")))
         for h, t, g in zip(*(x.tensor_split(pieces) for x in (hidden, targets[:, None], grad)), strict=True):
             logits = F.linear(h, weight, bias).to(exact)
-            log_p = torch.log_softmax(logits, -1, out=logits)
+            # Row by row from the numbers to their place: tried on a CPU, so only there.
+            log_p = torch.log_softmax(logits, -1, out=logits) if on_cpu else logits.log_softmax(-1)
             total -= log_p.gather(1, t).sum()
             if ctx.needs_input_grad[0]:
                 softmax = log_p.exp_()
