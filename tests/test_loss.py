@@ -80,11 +80,14 @@ def test_the_loss_at_the_labels_is_the_loss_of_all_logits_and_so_are_its_gradien
         assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
 
 
+@pytest.mark.parametrize("kind", ["cpu", "other"])
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_logits_in_chunks_give_the_loss_and_gradients_of_all_of_them(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featherweight.engine.loss.AT_ONCE", {"cpu": 1})
+    """On a CPU in place, elsewhere not."""
+    monkeypatch.setattr("featherweight.engine.loss.AT_ONCE", {kind: 1})
+    monkeypatch.setattr("featherweight.engine.loss.kind_of", lambda device: kind)
     base = base_of(family)
     rows = [example(i, 30, 30, encoder_decoder=base.encoder_decoder) for i in range(2)]  # 60 labels: chunks of 16
     batch = collate(base, rows)

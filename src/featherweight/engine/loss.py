@@ -57,6 +57,11 @@ def class_logits(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "rows c
     return logits.float()
 
 
+def kind_of(device: torch.device) -> str:
+    """`cpu` or `other`: which of two ways is taken. A simulation of an accelerator says `other`."""
+    return "cpu" if device.type == "cpu" else "other"
+
+
 def rows_at_once(weight: Float[Tensor, "vocab width"], kind: str) -> int:
     """How many positions' logits are computed together."""
     return max(16, AT_ONCE[kind] // weight.shape[0], weight.shape[1] // SHARE)
@@ -74,12 +79,16 @@ class _HeadLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         grad = torch.empty_like(hidden)
-        on_cpu = hidden.device.type == "cpu"
-        pieces = max(1, -(-hidden.shape[0] // rows_at_once(weight, "cpu" if on_cpu else "other")))
+        kind = kind_of(hidden.device)
+        pieces = max(1, -(-hidden.shape[0] // rows_at_once(weight, kind)))
         for h, t, g in zip(*(x.tensor_split(pieces) for x in (hidden, targets[:, None], grad)), strict=True):
-            logits = F.linear(h, weight, bias).to(exact)
-            # Row by row from the numbers to their place: tried on a CPU, so only there.
-            log_p = torch.log_softmax(logits, -1, out=logits) if on_cpu else logits.log_softmax(-1)
+            logits = F.linear(h, weight, bias)
+            if kind == "cpu":  # in place, which has been tried there only
+                logits = logits.to(exact)
+                log_p = torch.log_softmax(logits, -1, out=logits)
+            else:
+                log_p = logits.log_softmax(-1, dtype=exact)
+                del logits
             total -= log_p.gather(1, t).sum()
             if ctx.needs_input_grad[0]:
                 softmax = log_p.exp_()

@@ -117,7 +117,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
 
     Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own.
     """
-    seats, at_once = attention._seats, dict(loss.AT_ONCE)
+    seats, kind_of = attention._seats, loss.kind_of
 
     def real_seats(*given: Any) -> Any:
         before, follower.part = follower.part, "seats"
@@ -133,13 +133,13 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     clear()
     attention._seats = real_seats  # type: ignore[assignment]
     if not cpu:
-        loss.AT_ONCE["cpu"] = loss.AT_ONCE["other"]
+        loss.kind_of = lambda device: "other"
     try:
         with _kept_on_host() if offload and not cpu else nullcontext():
             yield
     finally:
         attention._seats = seats
-        loss.AT_ONCE.update(at_once)
+        loss.kind_of = kind_of
         clear()
 
 
