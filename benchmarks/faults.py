@@ -49,7 +49,8 @@ FAULTS = {
         "each file of a checkpoint deleted, cut, or one bit flipped",
         "refused by name, the one before it used, and said so",
         (
-            f"{KEPT}a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used",
+            f"{KEPT}a_damaged_checkpoint_is_refused_by_name",
+            f"{KEPT}the_one_before_a_damaged_checkpoint_is_used",
             f"{KEPT}every_byte_of_the_small_files_counts",
             f"{RUN}a_checkpoint_that_is_damaged_is_named_and_the_run_still_ends_in_the_same_bytes",
         ),

@@ -153,7 +153,7 @@ def choice_for(config: CompareConfig) -> tuple[CompareConfig, dict[str, int]]:
 
     task = task_of(config)
     settings = settings_of(config, len(task.train), 0.0)
-    who = [*references("untouched,full"), *contenders(config.methods, {})]
+    who = [*references(config.references), *contenders(config.methods, {})]
     return before.before_the_comparison(config, load_config(config.model), task, who, settings)
 
 
@@ -186,15 +186,22 @@ def test_with_less_memory_all_methods_get_the_same_tricks(
     chosen, micro = choice_for(comparison(f"{limit >> 20}MB"))
     assert chosen.quantize == quantize
     assert micro["lora"] < 16
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("plan: every method with the same tricks: ")
-    assert ("nf4" in first) == (quantize == "nf4")
-    assert second.startswith("plan: that is the quickest within ")
+    told = capsys.readouterr().err
+    assert "plan: the same tricks for every method: " in told
+    assert ("nf4" in told) == ("a little less exact" in told) == (quantize == "nf4")
+    assert "LoRA needs most" in told
+
+
+def test_beside_full_fine_tuning_nothing_is_quantised(comparison: Any, wide: Path, rows: Path) -> None:
+    limit = needed(wide, rows, batch_size=1) - (1 << 20)
+    chosen, _ = choice_for(comparison(f"{limit >> 20}MB", references="majority,full"))
+    assert chosen.quantize == "none"
 
 
 def test_what_fits_with_no_trick_is_tried_all_the_same_and_that_is_said(
     comparison: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, micro = choice_for(comparison("1MB"))
+    chosen, micro = choice_for(comparison("1MB"))
     assert set(micro.values()) == {1}
-    assert "plan: LoRA may not fit, with one row at a time and every trick; it is tried" in capsys.readouterr().err
+    assert (chosen.quantize, chosen.checkpoint_activations) == ("nf4", "layer")  # what needs least
+    assert "plan: LoRA may not fit: it needs about " in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_all_of_them(
 ) -> None:
     """On a CPU in place, elsewhere not."""
     monkeypatch.setattr("featherweight.engine.loss.AT_ONCE", {kind: 1})
-    monkeypatch.setattr("featherweight.engine.loss.kind_of", lambda device: kind)
+    monkeypatch.setattr("featherweight.hardware.kind_of", lambda device: kind)
     base = base_of(family)
     rows = [example(i, 30, 30, encoder_decoder=base.encoder_decoder) for i in range(2)]  # 60 labels: chunks of 16
     batch = collate(base, rows)

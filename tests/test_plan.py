@@ -65,7 +65,7 @@ def highest(follower: Follower) -> int:
 
 
 @pytest.mark.parametrize("name", ["lora", "prompt_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "t5"])
 def test_writing_answers_needs_what_is_simulated(family: str, name: str) -> None:
     base = real(family, METHODS[name])
     base.model.generation_config.eos_token_id = None  # it writes to the end
@@ -86,19 +86,20 @@ def test_writing_answers_needs_what_is_simulated(family: str, name: str) -> None
 def test_answers_that_are_texts_are_planned_as_texts(
     fw_cli: Cli, llama: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = list[str]()
+    seen = list[Any]()
 
     def watch(base: Base, rows: Any, follower: Follower) -> None:
-        seen.extend(row.row.place for row in rows)
+        seen.extend(rows)
         watch_writing(base, rows, follower)
 
     monkeypatch.setattr(simulation, "watch_writing", watch)
     monkeypatch.setattr("featherweight.plan.verb.sets_for", lambda _: [Tricks()])
     tiny.write(in_tmp / "talk.jsonl", tiny.requests())
-    done = fw_cli("plan", "--model", llama, "--data", "talk.jsonl", "--memory", "4GB", "--method", "ia3")
-    assert done.code == 0, done.err
-    assert seen
-    assert all(place.startswith("talk.jsonl") for place in seen)
+    tiny.write(in_tmp / "reviews.csv", tiny.reviews())
+    for data, writes in (("reviews.csv", False), ("talk.jsonl", True)):
+        done = fw_cli("plan", "--model", llama, "--data", data, "--memory", "4GB", "--method", "ia3")
+        assert done.code == 0, done.err
+        assert bool(seen) == writes
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

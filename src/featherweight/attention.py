@@ -26,11 +26,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from . import hardware
 from .errors import InputError
 
 NAME = "featherweight_rows"
-# Rows from here on go through the fused kernel, one by one: it keeps no seq × seq scores, and is quicker (benchmarks/packed_rows.py).
-LONG: dict[Any, int] = {torch.float32: 128, "other": 512}
+# Rows from here on go through the fused kernel, one by one, which keeps no seq × seq scores.
+LONG = 512
+LONG_EXACT = 128  # in float32 on a CPU, where it is quicker from here on (benchmarks/packed_rows.py)
 # Rows up to here are attended to together, whatever their lengths: many small products cost more than padding.
 SHORT = 96
 LANES = 16  # keys per row are a multiple of this: vector instructions take so many at a time
@@ -217,17 +219,19 @@ def _weights(q: Tensor, k: Tensor, g: _Group, window: int | None, scaling: float
     return torch.baddbmm(added.expand(q.shape[0], -1, -1), q, k.transpose(1, 2), alpha=scaling).softmax(-1)
 
 
-def long_from(dtype: torch.dtype) -> int:
+def long_from(x: Tensor) -> int:
     """The length from which on a row is a long one."""
-    return LONG.get(dtype, LONG["other"])
+    exact = x.dtype == torch.float32 and hardware.kind_of(x.device) == "cpu"
+    return LONG_EXACT if exact else LONG
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scaling: float, dropout: float
 ) -> Float[Tensor, "seq heads size"]:
     """Short rows together, long ones one after the other. Keys in front of the tokens' (a prefix) are seen by all."""
-    long = 0 if dropout else long_from(q.dtype)
-    if max(layout.shared, *layout.lengths) < long:
+    long = 0 if dropout else long_from(q)
+    together = not dropout and layout.shared < LONG  # what is shared is with the short rows
+    if together and max(layout.lengths) < long:
         out: Tensor = _ShortRows.apply(q, k, v, layout, window, scaling)
         return out
     if len(layout.lengths) == 1:  # what a single row shares is its beginning
@@ -246,7 +250,7 @@ def _attend(
 
     found: dict[int, Tensor] = {}
     short = [i for i, n in enumerate(sizes) if i and n < long]
-    if short and layout.shared < long:
+    if short and together:
         some = Layout(layout.shared, tuple(sizes[i] for i in short))
         keys, values = (torch.cat([x[:front], *(own(x, i) for i in short)]) for x in (k, v))
         rows = torch.cat([queries[i] for i in (0, *short)])
@@ -265,8 +269,11 @@ def _one_row(
     """A row behind the keys that are more than its own, through the fused kernel."""
     n, before = q.shape[0], k.shape[0] - q.shape[0]
     near = window if window and window < before + n else None
-    mask = _visible if n < LONG["other"] else _visible_afar
-    added = mask(n, before, near, 1, q.dtype, q.device) if before or near else None
+    added = None
+    if n < LONG and (before or near):  # one mask for lengths that are nearly the same
+        added = _visible(-(-n // LANES) * LANES, before, near, 1, q.dtype, q.device)[:n, : before + n]
+    elif before or near:
+        added = _visible_afar(n, before, near, 1, q.dtype, q.device)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, added, dropout, is_causal=added is None, scale=scaling, enable_gqa=True)
     return out[0].transpose(0, 1)

@@ -41,6 +41,8 @@ from .stream import check_source
 from .task import Task, load_task
 from .tokens import Example, Writer
 
+NO_TEXTS = "--metric exact_match needs a model that writes text; an encoder answers with a class: use labels"
+
 
 def base_for(config: BaseConfig, name: str, labels: Sequence[str] | None = None) -> Base:
     """A base, loaded as the configuration says."""
@@ -92,9 +94,7 @@ def prepare(
     refuse_quantising(shape, config.quantize)
     task = task.in_order(head_order(shape, task.labels))
     if config.metric == "exact_match" and is_encoder(shape):
-        raise InputError(
-            "--metric exact_match needs a model that writes text; an encoder answers with a class: use labels"
-        )
+        raise InputError(NO_TEXTS)
     skeletal, fit, left_out = skeleton(shape, task.labels), list[Method](), list[str]()
     for method in methods:
         method.scheduled(config.steps_for(len(task.train)))  # are there steps for all it wants to do?

@@ -40,6 +40,7 @@ from .identity import check_tokens, data_print
 from .merging import merge, refuse_unmergeable
 from .methods import METHODS, method_class, method_name
 from .methods.options import build_method
+from .plan.before import before_the_comparison
 from .prepare import (
     adapted_base,
     announce,
@@ -47,6 +48,7 @@ from .prepare import (
     new_folder,
     prepare,
     refuse_own_input,
+    settings_of,
     task_of,
 )
 from .progress import note
@@ -74,8 +76,10 @@ def run_compare(config: CompareConfig) -> int:
         run.begin(all_asked)
         try:
             config = _decided(config, task, found)
+            who, settings = [*beside, *found], settings_of(config, len(task.train), lr=0.0)
+            config, at_a_time = before_the_comparison(config, load_config(config.model), task, who, settings)
             announce(config, folder)
-            done = compare(config, task, [*beside, *found], folder)
+            done = compare(config, task, who, folder, at_a_time)
         except InputError:
             run.put_back()
             raise

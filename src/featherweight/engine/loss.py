@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .. import hardware
 from .batches import Batch
 
 AT_ONCE = {"cpu": 2**23, "other": 2**26}  # logits computed together: 32 MiB in float32, and 256 MiB on an accelerator
-SHARE = 4  # or a quarter of the head's own weights: for fewer, reading those would take longer than computing
+SHARE = 4  # on a CPU also as many as a quarter of the head's weights: for fewer, reading those would take longer than computing
 
 
 @contextmanager
@@ -57,14 +58,9 @@ def class_logits(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "rows c
     return logits.float()
 
 
-def kind_of(device: torch.device) -> str:
-    """`cpu` or `other`: which of two ways is taken. A simulation of an accelerator says `other`."""
-    return "cpu" if device.type == "cpu" else "other"
-
-
 def rows_at_once(weight: Float[Tensor, "vocab width"], kind: str) -> int:
     """How many positions' logits are computed together."""
-    return max(16, AT_ONCE[kind] // weight.shape[0], weight.shape[1] // SHARE)
+    return max(16, AT_ONCE[kind] // weight.shape[0], weight.shape[1] // SHARE if kind == "cpu" else 0)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -79,7 +75,7 @@ class _HeadLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         grad = torch.empty_like(hidden)
-        kind = kind_of(hidden.device)
+        kind = hardware.kind_of(hidden.device)
         pieces = max(1, -(-hidden.shape[0] // rows_at_once(weight, kind)))
         for h, t, g in zip(*(x.tensor_split(pieces) for x in (hidden, targets[:, None], grad)), strict=True):
             logits = F.linear(h, weight, bias)

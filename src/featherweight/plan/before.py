@@ -20,6 +20,7 @@ from ..encoder import is_encoder
 from ..engine.memory import left_bytes, resident_bytes
 from ..engine.train import Settings, heaviest
 from ..errors import InputError
+from ..full import FullFineTuning
 from ..method import Method
 from ..progress import note
 from ..task import Task
@@ -92,19 +93,24 @@ def before_the_comparison(
         runs.append((contender.method, own, heaviest(examples, own, packs(shape, own.packing))))
     asked = asked_tricks(config)
     sets = [t for t in sets_for(Target("", room, cpu)) if _may(t, asked)] or [asked]
+    if any(isinstance(c.method, FullFineTuning) for c in who):  # it needs the base's own weights
+        sets = [t for t in sets if t.exact] or [asked]
+    note(f"plan: looking for what {len(runs)} methods fit into {_gib(room)} with")
     plans = choose_for_all(shape, runs, room, sets, cpu=cpu, **_given(config, shape, task))
     tricks, micro = plans[0].tricks, {c.name: plan.micro for c, plan in zip(found, plans, strict=True)}
-    most = max(plans, key=lambda plan: plan.high)
-    rows = " to ".join(str(n) for n in sorted({min(micro.values()), max(micro.values())}))
-    reads = "" if config.fill else f"; rows at a time: {rows}"
-    note(
-        f"plan: every method with the same tricks: {tricks}{reads}\n"
-        f"plan: that is the quickest within {_gib(room)}; most is needed by {most.method.title}, about {_gib(most.bytes)}, at most "
-        f"{_gib(most.high)}"
-    )
+    least = min(micro.values())
+    rows = f"{least} to {max(micro.values())}" if least < max(micro.values()) else f"{least}"
+    note(f"plan: the same tricks for every method: {tricks}" + ("" if config.fill else f"; rows at a time: {rows}"))
+    if not tricks.exact and asked.exact:
+        note("plan: a quantised base is a little less exact; so is every row of this table")
     for plan in plans:
         if not plan.fits(room):
-            note(f"plan: {plan.method.title} may not fit, with one row at a time and every trick; it is tried")
+            note(
+                f"plan: {plan.method.title} may not fit: it needs about {_gib(plan.bytes)}, at most {_gib(plan.high)}; it is tried"
+            )
+    if all(plan.fits(room) for plan in plans) and not config.fill:
+        most = max(plans, key=lambda plan: plan.high)
+        note(f"plan: {most.method.title} needs most, about {_gib(most.bytes)}, at most {_gib(most.high)}")
     return config.model_copy(update=_switched(tricks)), micro
 
 

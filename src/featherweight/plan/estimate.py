@@ -265,7 +265,7 @@ def choose_for_all(
     **given: Any,
 ) -> list[Plan]:
     """A plan for each run, all with one set of tricks, so that they can be compared: the quickest of the sets with which all fit, in the
-    order of `choose`; else of those with which most fit.
+    order of `choose`. Where no set lets all fit, of those that let most fit the one whose largest plan needs least.
     """
     from .cards import find_card
     from .clock import rates_of
@@ -279,7 +279,12 @@ def choose_for_all(
         found += [[consider(config, m, s, rows, target, tricks, **given) for m, s, rows in runs] for tricks in group]
         if not all(misfits(plans) for plans in found):
             break
-    return min(found, key=lambda p: (misfits(p), _order(p[0].tricks), sum(plan.seconds or 0 for plan in p)))
+
+    def cost(plans: list[Plan]) -> tuple[Any, ...]:
+        most = max(plan.high for plan in plans) if misfits(plans) else 0
+        return misfits(plans), most, _order(plans[0].tricks), sum(plan.seconds or 0 for plan in plans)
+
+    return min(found, key=cost)
 
 
 def _in_order(sets: Sequence[Tricks]) -> list[list[Tricks]]:

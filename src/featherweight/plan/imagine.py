@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from .. import attention
+from .. import attention, hardware
 from ..adapter import attach, know
 from ..base import Base, skeleton
 from ..encoder import is_encoder, own_labels
-from ..engine import loss
 from ..engine.activations import SMALL
 from ..engine.batches import Batch, keeps_apart
 from ..method import Method
@@ -117,7 +116,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
 
     Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own.
     """
-    seats, kind_of = attention._seats, loss.kind_of
+    seats, kind_of = attention._seats, hardware.kind_of
 
     def real_seats(*given: Any) -> Any:
         before, follower.part = follower.part, "seats"
@@ -133,13 +132,13 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     clear()
     attention._seats = real_seats  # type: ignore[assignment]
     if not cpu:
-        loss.kind_of = lambda device: "other"
+        hardware.kind_of = lambda device: "other"
     try:
         with _kept_on_host() if offload and not cpu else nullcontext():
             yield
     finally:
         attention._seats = seats
-        loss.kind_of = kind_of
+        hardware.kind_of = kind_of
         clear()
 
 

@@ -274,12 +274,17 @@ def watch_writing(base: Base, rows: Sequence[Example], follower: Follower, new_t
 
 
 def _lengthen(cache: Any, tokens: int) -> None:
-    """Have a cache hold so many tokens more, in the layers that keep all of them."""
+    """Have a cache hold so many tokens more; a layer with a window, as many as it keeps."""
     for layer in getattr(cache, "self_attention_cache", cache).layers:
-        if not getattr(layer, "is_sliding", False):
-            for kind in ("keys", "values"):
-                kept = getattr(layer, kind)
-                setattr(layer, kind, torch.cat([kept, kept[:, :, :1].expand(-1, -1, tokens, -1)], 2))
+        if getattr(layer, "keys", None) is None:  # a layer that keeps a state of its own
+            continue
+        window = getattr(layer, "sliding_window", None)
+        more = min(tokens, max(0, window - 1 - layer.keys.shape[2])) if window else tokens
+        for kind in ("keys", "values"):
+            kept = getattr(layer, kind)
+            setattr(layer, kind, torch.cat([kept, kept[:, :, :1].expand(-1, -1, more, -1)], 2))
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length += tokens
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..method import Method
 from ..methods import METHODS
 from ..methods.options import build_method
-from ..prepare import settings_of, task_of
+from ..prepare import NO_TEXTS, settings_of, task_of
 from ..progress import bar, spell_seconds
 from ..redaction import clean
 from ..rows import Row
@@ -49,6 +49,8 @@ def run_plan(config: PlanConfig) -> int:
     given: dict[str, Any] = {"dtype": dtype, "labels": labels}
     asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
     first = predict(shape, methods[0], settings, rows, target, asked, **given)
+    if config.metric == "exact_match" and is_encoder(shape):
+        raise InputError(NO_TEXTS)
     writes = config.metric == "exact_match" or (config.data is not None and not labels)
     answers: Evaluation = "texts" if writes else "labels"
     scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=answers, **given)
