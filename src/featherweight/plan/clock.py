@@ -45,6 +45,10 @@ def seconds(work: Work, rates: Rates, scale: float = 1.0) -> float:
     return scale * total
 
 
+ORDINARY_CPU = Rates("an ordinary CPU", {2: 2e11, 4: 2e11}, 2e10, LAUNCH)
+"""Two cores of a server, roughly: not to say how long something takes, but which of two ways takes longer."""
+
+
 def rates_of(card: Card) -> Rates:
     """A card at what its vendor says."""
     return Rates(card.name, {2: card.flops, 4: card.flops / 2}, card.bandwidth, LAUNCH)

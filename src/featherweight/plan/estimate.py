@@ -29,7 +29,8 @@ from ..engine.train import Settings, batches
 from ..method import Method
 from ..stream import find_blocks
 from ..tokens import Example
-from .clock import Rates, seconds
+from .cards import find_card
+from .clock import ORDINARY_CPU, Rates, rates_of, seconds
 from .imagine import packs
 from .packed import pack_weights
 from .simulate import Evaluation, Peaks, simulate
@@ -239,12 +240,9 @@ def choose(
 
     `sets` are the tricks to choose from; by default all that mean something there.
 
-    Without `rates`, work is compared at the rates of an ordinary card.
+    Without `rates`, work is compared at those of an ordinary CPU or card.
     """
-    from .cards import find_card
-    from .clock import rates_of
-
-    target = Target("this memory", memory_bytes, cpu, rates or rates_of(find_card("RTX 3060")))
+    target = Target("this memory", memory_bytes, cpu, rates or _ordinary(cpu))
     plans = list[Plan]()
     for group in _in_order(list(sets_for(target) if sets is None else sets)):
         plans += [
@@ -267,10 +265,7 @@ def choose_for_all(
     """A plan for each run, all with one set of tricks, so that they can be compared: the quickest of the sets with which all fit, in the
     order of `choose`. Where no set lets all fit, of those that let most fit the one whose largest plan needs least.
     """
-    from .cards import find_card
-    from .clock import rates_of
-
-    target, found = Target("this memory", memory_bytes, cpu, rates_of(find_card("RTX 3060"))), list[list[Plan]]()
+    target, found = Target("this memory", memory_bytes, cpu, _ordinary(cpu)), list[list[Plan]]()
 
     def misfits(plans: list[Plan]) -> int:
         return sum(not plan.fits(memory_bytes) for plan in plans)
@@ -285,6 +280,10 @@ def choose_for_all(
         return misfits(plans), most, _order(plans[0].tricks), sum(plan.seconds or 0 for plan in plans)
 
     return min(found, key=cost)
+
+
+def _ordinary(cpu: bool) -> Rates:
+    return ORDINARY_CPU if cpu else rates_of(find_card("RTX 3060"))
 
 
 def _in_order(sets: Sequence[Tricks]) -> list[list[Tricks]]:
