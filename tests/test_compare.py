@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import featherweight as fw
 from command import BARE, Cli, complaint
 from featherweight import bench
 from featherweight.contenders import contenders
+from featherweight.engine.train import Settings
 from featherweight.results import read
 
 SHORT = ("--steps", 3, "--dtype", "float32")
@@ -203,3 +205,9 @@ def test_a_line_that_is_damaged_is_run_again(fw_cli: Cli, line: Any, trained: li
     rows.write_text(rows.read_text()[:100] + "\n")
     assert fw_cli(*line("--methods", "lora", "--out", "table")).code == 0
     assert len(trained) == 2
+
+
+def test_the_rows_at_a_time_that_were_chosen_are_those_of_the_run() -> None:
+    shared = Settings(batch_size=8)
+    assert bench.Run("lora", 0, "lora", batch_size=8, micro_batch=2).settings(shared).micro_batch == 2
+    assert bench.Run("lora", 0, "lora", batch_size=8).settings(replace(shared, micro_batch=4)).micro_batch == 4

@@ -22,9 +22,10 @@ from ..redaction import clean
 from ..rows import Row
 from ..scoring import EVAL_BATCH
 from ..tokens import IGNORE, Example, writer_for
+from .before import asked_tricks
 from .cards import find_card, read_bytes
 from .clock import Rates, calibrate, rates_of
-from .estimate import Plan, Target, Tricks, consider, constants, mean_share, predict, rank, sets_for
+from .estimate import Plan, Target, consider, constants, mean_share, predict, rank, sets_for
 from .follow import PARTS
 from .imagine import packs
 from .simulate import Evaluation, a_tiny_update
@@ -47,7 +48,7 @@ def run_plan(config: PlanConfig) -> int:
     target = target_of(config, shape, rows, dtype)
     share = mean_share(shape, examples, settings, rows)
     given: dict[str, Any] = {"dtype": dtype, "labels": labels}
-    asked = Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
+    asked = asked_tricks(config)
     first = predict(shape, methods[0], settings, rows, target, asked, **given)
     if config.metric == "exact_match" and is_encoder(shape):
         raise InputError(NO_TEXTS)
