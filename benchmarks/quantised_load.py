@@ -4,7 +4,7 @@ Each kind runs in a process of its own: it loads the base in bfloat16, then take
 
 * `weight_bytes`: of the parameters, without the scales of quantised ones (about 3 % more in NF4).
 * `before`, `peak`, `after` loading, as Linux counts them: `RssAnon` is memory of the process's own, `RssFile` pages of mapped
-  files, which the system can take back at any time (what was read to be quantised stays there until then), `VmHWM` the peak
+  files, which the system can take back at any time (what was read to be quantised stays there until all is loaded), `VmHWM` the peak
   of both together. The peaks of the first two are sampled every 5 ms.
 * `step_seconds`: forward and backward, every batch but the first.
 * `gradient`: that of the first batch against the dense base's, at an adapter away from its start (where half of it is zero).

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,37 @@ def test_linear_layers_are_quantised_and_heads_are_not(tmp_path: Path, quantize:
         assert (state.quant_state.quant_type, state.quant_state.nested) == ("nf4", True)
     assert same_base(fingerprint(dense.model, dense.fresh), fingerprint(packed.model, packed.fresh))
     assert count(packed.model) == count(dense.model)
+
+
+HELD = """
+import sys
+from pathlib import Path
+import bitsandbytes
+import featherweight as fw
+from featherweight.base import load_config, skeleton
+
+def held():
+    found = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return [int(found[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssFile")]
+
+skeleton(load_config(sys.argv[1]))
+before = held()
+base = fw.load_base(sys.argv[1], dtype="bfloat16", device="cpu", quantize=sys.argv[2])
+print(sum(p.nbytes for p in base.model.parameters()), *(b - a for a, b in zip(before, held())))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@every_kind
+def test_after_loading_a_process_holds_little_more_than_what_is_kept(tmp_path: Path, quantize: str) -> None:
+    """It was five times as much, and the file's pages besides: glibc keeps what is freed between the layers that stay."""
+    tiny.save_llama(tmp_path, width=1024, layers=12, inner=2816)
+    child = [sys.executable, "-c", HELD, str(tmp_path), quantize]
+    done = subprocess.run(child, capture_output=True, text=True, check=True)
+    weights, own, of_files = map(int, done.stdout.split()[-3:])
+    assert weights > 50 << 20
+    assert own < 1.2 * weights + (16 << 20)
+    assert of_files < 32 << 20  # code of libraries; the model's file has more than 200 MB
 
 
 @every_kind

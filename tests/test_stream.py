@@ -21,7 +21,7 @@ import models
 from command import BARE, Cli, complaint
 from featherweight.adapter import trainable
 from featherweight.engine.train import Settings, fit
-from featherweight.pages import _is_clean, _mapped_files, drop, move_to_files, whole_pages
+from featherweight.pages import _is_clean, _mapped_files, drop, drop_files_of, move_to_files, whole_pages
 from featherweight.slots import Slots
 from featherweight.stream import Stream, find_blocks, start, streamed
 from models import random_inputs, shake
@@ -238,6 +238,19 @@ def test_loaded_weights_stay_in_their_own_file(tmp_path: Path) -> None:
     where = [p.data_ptr() for p in model.parameters()]
     assert move_to_files(model.parameters()) == 0
     assert [p.data_ptr() for p in model.parameters()] == where
+
+
+def test_a_files_pages_are_given_back_unless_one_was_written_to(tmp_path: Path) -> None:
+    model, block = wide(tmp_path), 3
+    before = [p.clone() for p in model.parameters()]  # every page is read
+    assert resident(find_blocks(model)[block]) > 500_000
+    drop_files_of([next(iter(model.parameters()))])  # one view of the file is enough
+    assert resident(find_blocks(model)[block]) == 0
+    assert same(list(model.parameters()), before)
+    changed = find_blocks(model)[block].mlp.up_proj.weight
+    changed.zero_()
+    drop_files_of(model.parameters())
+    assert not changed.any()
 
 
 def test_weights_that_are_in_no_file_or_were_changed_are_written_to_one_and_keep_their_values(tmp_path: Path) -> None:

@@ -67,10 +67,19 @@ def tokenizer(
     return fast
 
 
-def save_llama(folder: Path, *, context: int = 128, chat: bool = True, seed: int = 0, width: int = 32) -> Path:
+def save_llama(
+    folder: Path,
+    *,
+    context: int = 128,
+    chat: bool = True,
+    seed: int = 0,
+    width: int = 32,
+    layers: int = 2,
+    inner: int = 48,
+) -> Path:
     words = tokenizer(bos=True, chat=chat)
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=width, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(words), hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.1, tie_word_embeddings=True,
         pad_token_id=PAD, eos_token_id=EOS, bos_token_id=BOS,
     )  # fmt: skip

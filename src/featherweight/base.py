@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +24,11 @@ from torch import nn
 from . import demo
 from .adapter import attached, living
 from .encoder import fresh_modules, is_encoder, own_labels, with_labels
+from .engine.memory import handing_back
 from .errors import InputError
 from .foreign import similar
 from .gate import check_gguf, inspect, inspect_config
+from .pages import drop_files_of
 from .quant import dense_shape, is_quantised, make_dependable
 from .quantise import quantising, refuse_quantising, stored_kind
 from .sites import is_classifier
@@ -301,7 +303,7 @@ def load_base(
         tokenizer = _tokenizer(source, packed | found)
         if packed:
             extra |= _dequantised()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), handing_back() if quantize != "none" else nullcontext():
             torch.manual_seed(0)  # what a checkpoint lacks starts the same in every load
             model, loading = _auto_class(config).from_pretrained(
                 source, dtype=kind, use_safetensors=None if packed else True, output_loading_info=True, **extra
@@ -323,6 +325,8 @@ def load_base(
     if not encoder:
         _restore_untied_head(model, source, found.get("revision"))
     make_dependable(model)  # before anything is evaluated
+    if quantize != "none":
+        drop_files_of(model.parameters())
     if packed:  # it is dense now, but would still claim to be quantised and refuse to be saved
         model.hf_quantizer = None
         with suppress(AttributeError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,12 +98,27 @@ def _mapped_files() -> list[Span]:
     return [(int(first, 16), int(end, 16) - int(first, 16)) for first, end in ranges]
 
 
+def drop_files_of(weights: Iterable[Tensor]) -> None:
+    """Give back the pages of the files that some of these weights are views of; whoever touches one reads it again.
+
+    While one view of a file is left, all of it stays mapped: also what was read only to be quantised. Linux only.
+    """
+    if sys.platform != "linux":
+        return
+    starts = [weight.data_ptr() for weight in weights]
+    files = [(first, size) for first, size in _mapped_files() if any(first <= at < first + size for at in starts)]
+    drop(span for span in files if _untouched(span))
+
+
 def _is_clean(weight: Tensor, files: list[Span]) -> bool:
-    """Whether a tensor lies in a mapped file and none of its pages was written to (such a page is in memory only)."""
+    """Whether a tensor lies in a mapped file and none of its pages was written to."""
     start, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
-    if not any(first <= start and end <= first + size for first, size in files):
-        return False
-    first, size = whole_pages(weight)
+    return any(first <= start and end <= first + size for first, size in files) and _untouched(whole_pages(weight))
+
+
+def _untouched(span: Span) -> bool:
+    """Whether none of a file's pages was written to: such a page is in memory only."""
+    first, size = span
     try:
         with Path("/proc/self/pagemap").open("rb") as table:
             table.seek(first // mmap.PAGESIZE * 8)

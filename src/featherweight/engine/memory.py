@@ -26,6 +26,7 @@ _GROUPS = {  # a container's limit and use, in the two versions of Linux's contr
     Path("/sys/fs/cgroup/memory.max"): Path("/sys/fs/cgroup/memory.current"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"): Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 }
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 _WORDS = (  # of PyTorch's allocators, cuBLAS, C++, and oneDNN
     "can't allocate memory", "out of memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a primitive",
 )  # fmt: skip
@@ -52,6 +53,29 @@ def free(device: torch.device) -> None:
         return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory otherwise, and the next method would inherit it
+
+
+@contextmanager
+def handing_back() -> Iterator[None]:
+    """Inside, what is freed goes back to the system at once, unless it is small.
+
+    glibc learns to keep freed blocks of up to 32 MiB for the next one that fits. That is quick where sizes repeat, as they do in
+    training. While a base is quantised they do not: what is kept of each layer lies between the holes that its larger temporaries
+    leave, and a base came to take five times its size (`benchmarks/quantised_load.py`). Afterwards glibc is as if it had learned.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        tell, trim = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    tell(_MMAP_THRESHOLD, 2**17)
+    try:
+        yield
+    finally:
+        tell(_MMAP_THRESHOLD, 2**25)
+        tell(_TRIM_THRESHOLD, 2**26)
+        trim(0)
 
 
 def peak_bytes(device: torch.device) -> int:
