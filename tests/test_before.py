@@ -166,8 +166,8 @@ def comparison(wide: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ]  # each is a simulation a method
     monkeypatch.setattr(before, "sets_for", lambda _: few)
     return lambda memory, **more: CompareConfig(
-        model=str(wide), data=str(rows), batch_size=16, methods="lora,lora:batch_size=4", memory=memory, **more
-    )
+        model=str(wide), data=str(rows), batch_size=16, methods="lora,lora:batch_size=4", memory=memory, dtype="float32", **more
+    )  # fmt: skip
 
 
 def test_with_memory_to_spare_every_method_is_compared_as_it_was_asked(comparison: Any) -> None:
@@ -181,7 +181,7 @@ def test_with_less_memory_all_methods_get_the_same_tricks(
     comparison: Any, wide: Path, rows: Path, capsys: pytest.CaptureFixture[str], fitting: int, quantize: str
 ) -> None:
     """A megabyte short of what LoRA needs for 16 rows at a time, fewer do; short of what it needs row by row, nothing exact does."""
-    limit = needed(wide, rows, batch_size=fitting) - (1 << 20)
+    limit = needed(wide, rows, batch_size=fitting, dtype="float32") - (1 << 20)
     capsys.readouterr()
     chosen, micro = choice_for(comparison(f"{limit >> 20}MB"))
     assert chosen.quantize == quantize
@@ -193,7 +193,7 @@ def test_with_less_memory_all_methods_get_the_same_tricks(
 
 
 def test_beside_full_fine_tuning_nothing_is_quantised(comparison: Any, wide: Path, rows: Path) -> None:
-    limit = needed(wide, rows, batch_size=1) - (1 << 20)
+    limit = needed(wide, rows, batch_size=1, dtype="float32") - (1 << 20)
     chosen, _ = choice_for(comparison(f"{limit >> 20}MB", references="majority,full"))
     assert chosen.quantize == "none"
 

@@ -26,6 +26,7 @@ from featherweight.plan.estimate import Target, Tricks, choose, predict, sets_fo
 from featherweight.plan.follow import Follower
 from featherweight.plan.simulate import simulate, watch_update, watch_writing
 from featherweight.scoring import NEW_TOKENS, generate_from
+from featherweight.vocabulary import PIECE, TABLE
 from subjects import METHODS, examples
 
 FAMILIES = ("llama", "t5", "bert")
@@ -153,6 +154,25 @@ def test_quantised_and_streamed_weights_are_smaller() -> None:
     assert weights(Tricks(quantize="nf4")) < 0.6 * weights(Tricks())
     assert weights(Tricks(quantize="int8")) < 0.8 * weights(Tricks())
     assert weights(Tricks(stream="ram")) < 0.3 * weights(Tricks())  # two layers of twelve, and the embeddings
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_on_the_host_leaves_a_table_of_words_and_pieces_of_the_head(tied: bool) -> None:
+    shape, rows = llama(2, tie_word_embeddings=tied), examples(models.FAMILIES["llama"]())
+    shape.vocab_size, shape.hidden_size, shape.head_dim = 200_000, 512, 128
+    target = Target("a card", 8 << 30, cpu=False)
+    there, away = (
+        predict(shape, fw.LoRA(), Settings(batch_size=2), rows[:2], target, tricks)
+        for tricks in (Tricks(), Tricks(vocabulary=True))
+    )
+    matrix = 200_000 * 512 * 2
+    gone = there.parts["weights"] - away.parts["weights"]
+    assert gone == (matrix if tied else 2 * matrix) - TABLE
+    assert away.parts["loss"] - there.parts["loss"] < 2 * PIECE + (32 << 20)
+    assert away.parts["loss"] > 2 * PIECE
+    assert away.flags == "--offload-vocabulary"
+    assert away.parameters == there.parameters
+    assert not any(t.vocabulary for t in sets_for(Target("this machine", 8 << 30, cpu=True)))
 
 
 def test_what_is_chosen_fits_and_is_exact_where_that_is_possible() -> None:

@@ -16,8 +16,8 @@ import featherweight as fw
 import models
 import tiny
 from featherweight.adapter import snapshot, trainable
-from featherweight.engine import memory, update
-from featherweight.engine.memory import left_bytes, out_of_memory, within
+from featherweight.engine import memory, train, update
+from featherweight.engine.memory import LEARNED, left_bytes, out_of_memory, within
 from featherweight.engine.optimizers import OPTIMIZERS
 from featherweight.engine.train import Report, Settings, fit
 from models import shake
@@ -103,7 +103,24 @@ def test_what_does_not_fit_at_all_is_found_out_before_the_first_step(run: Any, m
         report, _ = run()
     assert report.stopped == "out of memory"
     assert report.steps == 0
-    assert len(failed) == 3  # four rows, two, one
+    assert len(failed) == 4  # four rows, two, one, and one with nothing kept by the C library
+
+
+def test_the_last_resort_is_to_hand_back_what_is_freed_and_it_ends_with_the_run(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[int]()
+    monkeypatch.setattr(update, "hand_back", lambda size=0: told.append(size) or True)
+    monkeypatch.setattr(train, "hand_back", lambda size=0: told.append(size) or True)
+    expected, parts = run()
+    assert told == []
+    with monkeypatch.context() as patch:
+        fail_at(patch, "backward", iter((1, 3, 7)), WORDS["a CPU"])
+        report, found = run()
+    assert told == [0, LEARNED]
+    assert report.micro_batch == 1
+    assert report.losses == pytest.approx(expected.losses, rel=1e-6)
+    assert gradients_off(found, parts) < 1e-6
 
 
 def test_another_error_is_no_lack_of_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def attach(
             original: Any = type(site)
             site.__class__ = _adapted(original)
             site.parts = nn.ModuleDict()
-        device = next((p.device for p in site.parameters()), None)
+        device = getattr(site, "device", None) or next((p.device for p in site.parameters()), None)
         site.get_submodule("parts").register_module(name, part.to(device))
     state.methods[name] = method
     live(model, *state.live, name)

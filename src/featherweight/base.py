@@ -33,6 +33,7 @@ from .quant import dense_shape, is_quantised, make_dependable
 from .quantise import quantising, refuse_quantising, stored_kind
 from .sites import is_classifier
 from .stream import check_source, start
+from .vocabulary import check_offloading, keep_on_host
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -274,17 +275,21 @@ def load_base(
     device: str = "auto",
     quantize: str = "none",
     stream_base: Literal["none", "ram", "disk"] = "none",
+    offload_vocabulary: bool = False,
 ) -> Base:
     """Load a base model and its tokenizer: frozen use in mind, no cache while training, evaluation mode.
 
     `labels` are those of the task, which an encoder needs for its head; other models do not look at them. `quantize` is
     `none`, `nf4` or `int8`, see `quantise.py`; what is stored quantised already is loaded as it is. `stream_base` brings the
-    layers' weights in from there while the model runs (see `stream.py`): they stay frozen for good.
+    layers' weights in from there while the model runs (see `stream.py`): they stay frozen for good. `offload_vocabulary` has the
+    embeddings and the head stay on the host (see `vocabulary.py`); so do they.
     """
     from transformers.utils import logging
 
     place = pick_device(device)
     check_source(stream_base, place)
+    if offload_vocabulary:
+        check_offloading(place)
     kind = pick_dtype(dtype, place)
     source, packed, found = _inspected(name)
     config = load_config(name)
@@ -337,6 +342,8 @@ def load_base(
             model.set_attn_implementation("eager")
     if not encoder:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if offload_vocabulary:
+        keep_on_host(model, place)
     if stream_base != "none":
         start(model.eval().requires_grad_(False), place, stream_base)
         return Base(model, tokenizer, name, place, fresh)

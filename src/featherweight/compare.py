@@ -184,7 +184,7 @@ def _foreseen(bench: Bench, who: Contender, asked: Comparison) -> tuple[int, int
     """What `plan` says of a contender's memory; None where it does not know such a run."""
     config, run = bench.config, next(run for run in asked.runs if run.name == who.name)
     method = run.contender(config).method
-    if method is None or config.quantize != "none" or config.stream_base != "none":
+    if method is None or not asked_tricks(config).whole:
         return None
     settings = run.settings(bench.settings)
     plan = foreseen(load_config(config.model), method, settings, bench.examples, **_given(bench))
@@ -206,8 +206,10 @@ def _apart(asked: Comparison) -> None:
     jobs = [job_of(config, asked.folder, asked.runs[i]) for i in todo]
     room, took, begun = left_bytes_here(config), list[float](), dict[int, float]()
     threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else None
-    if config.jobs > 1 and (config.quantize, config.stream_base) != ("none", "none"):
-        note("one run at a time: how much a quantised or streamed base takes is not foreseen well enough for --jobs")
+    if config.jobs > 1 and not asked_tricks(config).whole:
+        note(
+            "one run at a time: how much a quantised, streamed or offloaded base takes is not foreseen well enough for --jobs"
+        )
 
     def side_by_side(running: list[int], following: int) -> bool:
         if len(running) >= config.jobs or room is None:

@@ -75,6 +75,10 @@ class BaseConfig(Config):
         "none",
         description="Bring in a base that is larger than the memory layer by layer: ram for an accelerator, disk for any device.",
     )
+    offload_vocabulary: bool = in_memory(
+        False,
+        description="Keep embeddings and output head in the host's memory, for an accelerator that has no room for a large vocabulary.",
+    )
 
 
 class DataConfig(BaseConfig):

@@ -20,6 +20,7 @@ from torch import nn
 from .errors import InputError
 from .method import Method, Part
 from .quant import is_quantised
+from .vocabulary import on_host
 
 
 class Whole(Part):
@@ -61,6 +62,10 @@ class FullFineTuning(Method):
         if any(is_quantised(module) for module in model.modules()):
             raise InputError(
                 "full fine-tuning needs the base's own weights, and these are quantised; leave --quantize out"
+            )
+        if on_host(model):
+            raise InputError(
+                "full fine-tuning trains the embeddings and the head too, so they must be there; leave --offload-vocabulary out"
             )
         own = [(name, p) for name, p in model.named_parameters() if ".parts." not in f".{name}"]
         return replace(self, weights=tuple((name, nn.Parameter(p.detach().float().clone())) for name, p in own))

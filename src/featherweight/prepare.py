@@ -40,6 +40,7 @@ from .run_folder import untouched
 from .stream import check_source
 from .task import Task, load_task
 from .tokens import Example, Writer
+from .vocabulary import check_offloading
 
 NO_TEXTS = "--metric exact_match needs a model that writes text; an encoder answers with a class: use labels"
 
@@ -60,7 +61,7 @@ def adapted_base(
 
 def _loading(config: BaseConfig) -> dict[str, Any]:
     """How a base is loaded."""
-    return {key: getattr(config, key) for key in ("dtype", "device", "quantize", "stream_base")}
+    return {key: getattr(config, key) for key in ("dtype", "device", "quantize", "stream_base", "offload_vocabulary")}
 
 
 def settings_of(config: TrainingConfig, rows: int, lr: float) -> Settings:
@@ -85,6 +86,8 @@ def prepare(
     returned says why.
     """
     check_source(config.stream_base, pick_device(config.device))
+    if config.offload_vocabulary:
+        check_offloading(pick_device(config.device))
     for name, options in config.options.items():  # also those of methods that do not run: a slip is a slip
         build_method(name, options)
     check_optimizer(config.optimizer)

@@ -36,7 +36,8 @@ from .redaction import HIDDEN, clean
 
 ABOUT, RECIPE, CHECKPOINTS, LOCK = "run.json", "recipe.toml", "checkpoints", ".lock"
 SAME_RESULT = frozenset({
-    "out", "resume", "fresh", "force", "memory", "checkpoint_activations", "lean", "stream_base", "micro_batch",
+    "out", "resume", "fresh", "force", "memory", "checkpoint_activations", "lean", "stream_base", "offload_vocabulary",
+    "micro_batch",
     "metric", "test_rows", "save_steps", "save_minutes", "save_total_limit", "if_save_fails", "offline",
     "jobs", "isolate", "general_text",
 })  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .pages import drop, move_to_files, whole_pages
+from .vocabulary import on_host
 
 Blocks = list[list[nn.Parameter]]
 _ALIGNED = 256
@@ -31,7 +32,7 @@ class Slots:
         self, model: nn.Module, layers: list[nn.Module], blocks: Blocks, *, device: torch.device, pinned: bool
     ) -> None:
         self.model, self.layers, self.blocks, self.device, self.pinned = model, layers, blocks, device, pinned
-        self.stay = {id(p) for block in blocks for p in block}
+        self.stay = {id(p) for block in blocks for p in block} | on_host(model)
         size = max(_layout(block)[-1] for block in blocks)
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
         self.views = [_views(self.slots[i % 2], block) for i, block in enumerate(blocks)]

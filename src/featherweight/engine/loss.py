@@ -23,9 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import hardware
+from ..vocabulary import Waiting, waiting_at
 from .batches import Batch
 
 AT_ONCE = {"cpu": 2**23, "other": 2**26}  # logits computed together: 32 MiB in float32, and 256 MiB on an accelerator
+LEAST = 256  # words of a piece of a head that stays on the host
 SHARE = 4  # on a CPU also as many as a quarter of the head's weights: for fewer, reading those would take longer than computing
 
 
@@ -99,6 +101,45 @@ class _HeadLoss(torch.autograd.Function):
         return grad * upstream, None, None, None
 
 
+class _HeadLossFromHost(torch.autograd.Function):
+    """The same, where the head stays on the host and passes through in pieces of its words (`vocabulary.py`), once.
+
+    That is attention from the positions to the words, with W for keys and for values: beside the loss, what is wanted is the mean of
+    W's rows, weighted by softmax. So it is done as attention is piece by piece (FlashAttention, arXiv:2205.14135, section 3.1), with
+    m the largest logit so far, s the sum and g the weighted sum, both relative to m:
+
+        z = h Wⱼᵀ     m' = max(m, max z)     s ← s · e^(m − m') + Σ e^(z − m')     g ← g · e^(m − m') + e^(z − m') Wⱼ
+
+    In the end the loss is m + log s − z[target], and its gradient g / s − W[target].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, waiting: Waiting, bias: Tensor | None, targets: Tensor) -> Tensor:
+        n, exact = hidden.shape[0], torch.promote_types(hidden.dtype, torch.float32)
+        at_target, row_at_target = hidden.new_zeros(n, 1, dtype=exact), torch.zeros_like(hidden)
+        m, s = hidden.new_full((n, 1), -torch.inf, dtype=exact), hidden.new_zeros(n, 1, dtype=exact)
+        g = torch.zeros_like(hidden, dtype=exact)
+        for first, piece in waiting.pieces(max(LEAST, AT_ONCE["other"] // max(1, n))):
+            words = len(piece)
+            z = F.linear(hidden, piece, None if bias is None else bias[first : first + words]).to(exact)
+            target = (targets - first)[:, None]
+            here, target = (target >= 0) & (target < words), target.clamp(0, words - 1)
+            at_target = torch.where(here, z.gather(1, target), at_target)
+            row_at_target = torch.where(here, piece[target[:, 0]], row_at_target)
+            before, m = m, torch.maximum(m, z.amax(1, keepdim=True))
+            p, shrink = z.sub_(m).exp_(), before.sub_(m).exp_()
+            s.mul_(shrink).add_(p.sum(1, keepdim=True))
+            g.mul_(shrink).add_(p.to(piece.dtype) @ piece)
+            del piece  # while the next computes, the one after that comes in its place
+        ctx.save_for_backward(g.div_(s).sub_(row_at_target).to(hidden.dtype))
+        return (m + s.log() - at_target).sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        [grad] = ctx.saved_tensors
+        return grad * upstream, None, None, None
+
+
 _ENDS_WITH_HEAD: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
@@ -111,7 +152,7 @@ def hidden_at(
     """
     head = model.get_output_embeddings()
     known = _ENDS_WITH_HEAD.get(model)
-    if known is False or type(head) is not torch.nn.Linear or head.weight.requires_grad:
+    if known is False or not (type(head) is torch.nn.Linear or waiting_at(head)) or head.weight.requires_grad:
         return None
     seen, given = list[Tensor](), list[Tensor]()
 
@@ -140,7 +181,10 @@ def labelled_loss(model: Any, batch: Batch, labelled: int | None = None) -> Floa
         logits = class_logits(model, batch.inputs)
     elif (hidden := hidden_at(model, batch.inputs, batch.at)) is not None:
         head = model.get_output_embeddings()
-        total: Tensor = _HeadLoss.apply(hidden, head.weight, head.bias, batch.targets)
+        if waiting := waiting_at(head):
+            total: Tensor = _HeadLossFromHost.apply(hidden, waiting, head.bias, batch.targets)
+        else:
+            total = _HeadLoss.apply(hidden, head.weight, head.bias, batch.targets)
         return total / labelled
     else:
         logits = logits_at(model, batch.inputs, batch.at)

@@ -21,7 +21,7 @@ from ..tokens import Example
 from .activations import activations
 from .batches import Batch, check_packing, collate, keeps_apart, pack, schedule
 from .lean import lean
-from .memory import peak_bytes, reset_peak, within
+from .memory import LEARNED, hand_back, peak_bytes, reset_peak, within
 from .stopping import StopRequested, stoppable
 from .update import Collate, DivergedError, Learner, OutOfMemoryError
 from .validation import put_tensors, validate
@@ -169,6 +169,8 @@ def fit(
         if learner is not None:  # an interrupted update may have been cut in the middle
             rewind(base.model, learner.before.tensors, name)
     finally:
+        if learner is not None and learner.compact:
+            hand_back(LEARNED)
         for p in others:
             p.requires_grad_(True)
         for p in trainable(base.model, name):

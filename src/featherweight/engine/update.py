@@ -25,7 +25,7 @@ from ..base import Base
 from ..tokens import Example
 from .batches import Batch
 from .loss import labelled_loss
-from .memory import free, out_of_memory
+from .memory import free, hand_back, out_of_memory
 from .optimizers import build_optimizer
 from .stopping import Stop, StopRequested
 
@@ -68,6 +68,8 @@ class Learner:
         self.parameters = trainable(base.model, name)
         self.optimizer = build_optimizer(settings.optimizer, self.parameters, settings.lr, settings.weight_decay)
         self.micro: int = settings.micro_batch or settings.batch_size
+        self.compact = False
+        """Whether freed memory goes back to the system at once: slower."""
         self.scaling = base.model.dtype == torch.float16
         self.scale = SCALE if self.scaling else 1.0
         self.skipped = self.good = 0
@@ -89,10 +91,11 @@ class Learner:
     def update(
         self, rows: Sequence[list[Example]], check: Callable[[], None] | None = None
     ) -> tuple[float, list[Batch]]:
-        """One update; returns the loss. Out of memory, it is undone and made again of half as many rows at a time.
+        """One update; returns the loss. Out of memory, it is undone and made again of half as many rows at a time. Where that is one row,
+        on a CPU, it is tried once more with all that is freed handed back at once.
 
         Raises `DivergedError` where a loss or gradient is not finite, with the parameters as they were; what gave the last
-        finite loss is in `self.before`. Raises `OutOfMemoryError` where one row at a time does not fit, and `StopRequested`
+        finite loss is in `self.before`. Raises `OutOfMemoryError` where that does not fit either, and `StopRequested`
         after a signal, with everything as it was.
         """
         while True:
@@ -122,7 +125,10 @@ class Learner:
             self.restore(before)
             free(self.base.device)
             if self.micro == 1:
-                raise OutOfMemoryError
+                if self.compact or self.base.device.type != "cpu" or not hand_back():
+                    raise OutOfMemoryError
+                self.compact = True
+                continue
             self.micro = (min(self.micro, max(map(len, rows))) + 1) // 2
 
     def _refuse(self, rows: Sequence[list[Example]], before: Before) -> None:

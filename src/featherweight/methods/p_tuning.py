@@ -127,13 +127,14 @@ class PTuningPart(Prepend):
         self.n, h = method.num_virtual_tokens, method.encoder_hidden_size
         words: Tensor = self.__dict__["embed"].weight
         rows, d = self.n * (2 if encoder else 1), words.shape[1]
-        self.embedding = nn.Embedding(rows, d, device=words.device)
+        device: Any = stack.device  # that of the words may be another: vocabulary.py
+        self.embedding = nn.Embedding(rows, d, device=device)
         self.mlp_head = nn.Sequential(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, d)).to(
-            words.device
+            device
         )
         self.prompt_embeddings = None  # takes the place of e and the MLP in an adapter that was loaded
         if not words.is_meta and method.init_ids is not None:
-            ids = starting_ids(method.init_ids, self.n, words.shape[0], words.device)
+            ids = starting_ids(method.init_ids, self.n, words.shape[0], device)
             self._start_from(self.__dict__["embed"](ids).float().repeat(rows // self.n, 1))
 
     @torch.no_grad()

@@ -128,15 +128,16 @@ def _given(config: TrainingConfig, shape: Any, task: Task) -> dict[str, Any]:
 
 def asked_tricks(config: TrainingConfig) -> Tricks:
     """Those of a configuration."""
-    return Tricks(config.checkpoint_activations, config.quantize, config.stream_base)
+    return Tricks(config.checkpoint_activations, config.quantize, config.stream_base, config.offload_vocabulary)
 
 
-def _switched(tricks: Tricks) -> dict[str, str]:
+def _switched(tricks: Tricks) -> dict[str, Any]:
     """A set of tricks as settings."""
     return {
         "checkpoint_activations": tricks.kept,
         "quantize": tricks.quantize,
         "stream_base": tricks.stream,
+        "offload_vocabulary": tricks.vocabulary,
     }
 
 
@@ -145,7 +146,7 @@ def _may(tricks: Tricks, asked: Tricks) -> bool:
     if tricks.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
         return False
     pairs = ((asked.kept, tricks.kept), (asked.quantize, tricks.quantize), (asked.stream, tricks.stream))
-    return all(wanted in ("none", had) for wanted, had in pairs)
+    return asked.vocabulary <= tricks.vocabulary and all(wanted in ("none", had) for wanted, had in pairs)
 
 
 def _as(

@@ -48,6 +48,8 @@ class Tricks:
     quantize: str = "none"
     stream: str = "none"
     """Where the base's layers are brought in from: `none`, `ram` or `disk`."""
+    vocabulary: bool = False
+    """Embeddings and head stay on the host."""
 
     @property
     def exact(self) -> bool:
@@ -55,19 +57,25 @@ class Tricks:
         return self.quantize == "none"
 
     @property
+    def whole(self) -> bool:
+        """Whether the base is there in full, and as it is."""
+        return self.exact and self.stream == "none" and not self.vocabulary
+
+    @property
     def number(self) -> int:
         """How many are switched on."""
-        return sum(way != "none" for way in (self.kept, self.quantize, self.stream))
+        return sum(way != "none" for way in (self.kept, self.quantize, self.stream)) + self.vocabulary
 
     def __str__(self) -> str:
         told = [self.quantize] * (self.quantize != "none") + [f"checkpoint {self.kept}"] * (self.kept != "none")
-        told += [f"stream {self.stream}"] * (self.stream != "none")
+        told += [f"stream {self.stream}"] * (self.stream != "none") + ["vocabulary on the host"] * self.vocabulary
         return " + ".join(told) or "none"
 
 
 TRICKS = (
     Tricks(), Tricks("layer"), Tricks("offload"), Tricks("none", "nf4"), Tricks("layer", "nf4"), Tricks("layer", "int8"),
-    Tricks("layer", "none", "ram"), Tricks("layer", "nf4", "ram"),
+    Tricks("layer", vocabulary=True), Tricks("layer", "nf4", vocabulary=True), Tricks("layer", "none", "ram"),
+    Tricks("layer", "nf4", "ram"), Tricks("layer", "nf4", "ram", vocabulary=True),
 )  # fmt: skip
 # Bytes a second from the host's memory to a card (PCIe 4.0, 8 lanes), and from a disk: guesses, not measured.
 LINK, DISK = 12e9, 2e9
@@ -113,7 +121,8 @@ class Plan:
         """What to tell `featherweight train`, beyond what it was told."""
         told = f"--checkpoint-activations {self.tricks.kept} " * (self.tricks.kept != "none")
         told += f"--quantize {self.tricks.quantize} " * (not self.tricks.exact)
-        return (told + f"--stream-base {self.tricks.stream}" * (self.tricks.stream != "none")).strip()
+        told += f"--stream-base {self.tricks.stream} " * (self.tricks.stream != "none")
+        return (told + "--offload-vocabulary" * self.tricks.vocabulary).strip()
 
 
 @functools.cache
@@ -124,12 +133,15 @@ def constants() -> dict[str, Any]:
     return found
 
 
-def completed(peaks: Peaks, target: Target, layouts: int = 1) -> tuple[dict[str, int], int, int]:
+def completed(
+    peaks: Peaks, target: Target, layouts: int = 1, *, quantised: bool = False
+) -> tuple[dict[str, int], int, int]:
     """(bytes by part, lower end, upper end) with what a simulation cannot see. `layouts`: different batches in the run."""
     known = constants()["cpu" if target.cpu else "accelerator"]
     parts = {**peaks.parts}
     parts["workspace"] = parts.get("workspace", 0) + parts.pop("seats", 0) * max(1, min(KEPT_LAYOUTS, layouts))
     unseen = known["fixed_bytes"] + known["share"] * sum(parts.get(part, 0) for part in SHARED)
+    unseen += known["quantised_bytes"] if quantised else 0
     parts["workspace"] += round(unseen)
     growth, process = sum(parts.values()), known["process_bytes"]
     errors = zip(known["memory_error"], known["unseen_error"], strict=True)
@@ -155,17 +167,21 @@ def predict(
     micro = min(micro or settings.batch_size, len(rows))
     peaks = simulate(
         config, method, settings, rows, dtype=dtype, quantize=tricks.quantize, cpu=target.cpu, micro=micro,
-        labels=labels, evaluation=evaluation,
+        labels=labels, evaluation=evaluation, vocabulary_on_host=tricks.vocabulary,
     )  # fmt: skip
+    pieces = -(-len(rows) // micro)
     away = fetched = 0
     if tricks.stream != "none":
         away, fetched = elsewhere(config, dtype, tricks.quantize, labels)
     kept = replace(peaks, phases={k: {**v, "weights": v["weights"] - away} for k, v in peaks.phases.items()})
-    parts, low, high = completed(kept, target, settings.steps * settings.accumulate)
+    parts, low, high = completed(kept, target, settings.steps * settings.accumulate, quantised=not tricks.exact)
     known = constants()["cpu" if target.cpu else "accelerator"]
     taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
     if taken is not None and fetched:  # layers are brought in while the device computes
-        taken = max(taken, fetched * -(-len(rows) // micro) / (DISK if tricks.stream == "disk" else LINK))
+        taken = max(taken, fetched * pieces / (DISK if tricks.stream == "disk" else LINK))
+    if taken is not None and tricks.vocabulary:  # the head comes once a piece; what it is for waits for it
+        text = config if config.is_encoder_decoder else config.get_text_config()
+        taken += text.vocab_size * text.hidden_size * dtype.itemsize * pieces / LINK
     operations = sum(n * each for (each, _, _), n in peaks.work.items())
     return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained, operations)
 
@@ -204,7 +220,7 @@ def consider(
 
 def sets_for(target: Target) -> Iterator[Tricks]:
     """The tricks that mean something here."""
-    sets = (t for t in TRICKS if t.kept != "offload" or not target.cpu)
+    sets = (t for t in TRICKS if not target.cpu or (t.kept != "offload" and not t.vocabulary))
     return (replace(t, stream="disk") if target.cpu and t.stream != "none" else t for t in sets)
 
 

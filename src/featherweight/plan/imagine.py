@@ -21,6 +21,7 @@ from ..encoder import is_encoder, own_labels
 from ..engine.activations import SMALL
 from ..engine.batches import Batch, keeps_apart
 from ..method import Method
+from ..vocabulary import Waiting, keep_on_host
 from .follow import Follower
 from .packed import pack_weights
 
@@ -36,6 +37,7 @@ def imagined(
     labels: Sequence[str] | None = None,
     on_cpu: bool = True,
     steps: int = 100,
+    vocabulary_on_host: bool = False,
 ) -> Base:
     """A base with a method attached, all of whose tensors are fake ones that say they are on the CPU."""
     config = copy.deepcopy(config)
@@ -49,6 +51,9 @@ def imagined(
     pack_weights(model, quantize)
     know(model, attach(model, method, encode=lambda _: [0]).scheduled(steps))
     _forget_numbers(model)
+    if vocabulary_on_host:
+        with model.__dict__["_imagined"]:
+            keep_on_host(model, torch.device("cpu"))
     tokenizer = SimpleNamespace(pad_token_id=_pad(model.config), eos_token_id=0)
     return Base(model.eval(), tokenizer, "a simulation", torch.device("cpu"))
 
@@ -114,9 +119,11 @@ def without_numbers(
 def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     """Inside, the engine does what it would do on a CPU, or on an accelerator. Nothing fake stays in its caches.
 
-    Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own.
+    Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own. What comes
+    from a vocabulary on the host is as large as if it were copied.
     """
     seats, kind_of = attention._seats, hardware.kind_of
+    look_up, send = Waiting.look_up, Waiting._send
 
     def real_seats(*given: Any) -> Any:
         before, follower.part = follower.part, "seats"
@@ -131,6 +138,8 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
 
     clear()
     attention._seats = real_seats  # type: ignore[assignment]
+    Waiting.look_up = lambda self, ids: (self.table, torch.zeros_like(ids))  # type: ignore[method-assign]
+    Waiting._send = lambda self, at, n: (self.weight.data[at : at + n].clone(), None)  # type: ignore[method-assign]
     if not cpu:
         hardware.kind_of = lambda device: "other"
     try:
@@ -138,6 +147,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
             yield
     finally:
         attention._seats = seats
+        Waiting.look_up, Waiting._send = look_up, send  # type: ignore[method-assign]
         hardware.kind_of = kind_of
         clear()
 

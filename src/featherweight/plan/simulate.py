@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter import attach, trainable
 from ..attention import rows_apart
@@ -39,6 +39,7 @@ from ..methods.options import build_method
 from ..rows import Row
 from ..scoring import NEW_TOKENS, first_token_scores, label_scores, room_for
 from ..tokens import Example
+from ..vocabulary import waiting_at
 from .follow import Follower, Work
 from .imagine import as_on, at_depth, depth_of, entered, imagined, packs, period_of, tiny, without_numbers
 from .packed import Packed
@@ -85,6 +86,8 @@ class Question:
     """Rows read at a time."""
     labels: Sequence[str] | None = None
     evaluation: Evaluation = "none"
+    vocabulary_on_host: bool = False
+    """Embeddings and head are not on the device; a table of words and the head's pieces are."""
     whole: bool = False
     """Every layer is simulated, however many there are."""
 
@@ -127,7 +130,8 @@ def _at(asked: Question, config: Any) -> Peaks:
     if kept:  # bitsandbytes' optimisers look at numbers: their states are added up instead
         settings = replace(settings, optimizer="sgd")
     base = imagined(
-        config, method, dtype=asked.dtype, quantize=asked.quantize, labels=asked.labels, on_cpu=asked.cpu, steps=settings.steps
+        config, method, dtype=asked.dtype, quantize=asked.quantize, labels=asked.labels, on_cpu=asked.cpu, steps=settings.steps,
+        vocabulary_on_host=asked.vocabulary_on_host,
     )  # fmt: skip
     follower, packing = Follower(1 if asked.cpu else GRAIN), packs(config, settings.packing)
     with as_on(follower, cpu=asked.cpu, offload=settings.checkpoint_activations == "offload"):
@@ -141,6 +145,8 @@ def _at(asked: Question, config: Any) -> Peaks:
     parameters = {id(p): p.numel() for p in base.model.parameters()}
     trained = sum(p.numel() for p in trainable(base.model))
     phases = follower.peaks()
+    for parts in phases.values():
+        parts.pop("host", None)
     for parts in phases.values() if kept else ():  # and copied twice, as all that an update changes
         parts["optimiser"] = parts.get("optimiser", 0) + kept * trained
         if not paged:
@@ -308,6 +314,9 @@ def _telling(base: Base, follower: Follower) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, Packed):
             module.told = follower.mark
+        if (waiting := waiting_at(module)) is not None:
+            follower.mark([waiting.weight], "host")
+            follower.mark([waiting.table] if isinstance(module, nn.Embedding) else [], "weights")
     try:
         yield
     finally:
