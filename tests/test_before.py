@@ -30,7 +30,8 @@ def rows(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that weighs nothing and is known to the byte, so that a tiny model's own needs decide."""
-    exact = {"process_bytes": 0, "fixed_bytes": 0, "share": 0.0, "memory_error": [-0.01, 0.01]}
+    exact = dict.fromkeys(("process_bytes", "fixed_bytes", "quantised_bytes", "share", "share_again"), 0)
+    exact |= {"memory_error": [-0.01, 0.01]}
     known = {kind: {**values, **exact} for kind, values in estimate.constants().items()}
     monkeypatch.setattr(estimate, "constants", lambda: known)
 

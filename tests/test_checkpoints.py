@@ -299,10 +299,12 @@ def test_the_last_ones_and_the_best_are_kept(train: Run, tmp_path: Path, monkeyp
         original(folder, *given)
 
     monkeypatch.setattr(module, "write", write)
-    report, _ = train(checkpoints={"every_steps": 1, "keep": 2}, validation=4, lr=0.5)
-    best = min(report.validation, key=lambda v: v[1])[0]
+    measured = iter((5.0, 4.0, 1.0, 3.0, *[6.0] * 20))  # which step is the best must not depend on the machine
+    monkeypatch.setattr(validation, "mean_loss", lambda *_: next(measured))
+    report, _ = train(checkpoints={"every_steps": 1, "keep": 2}, validation=4)
+    best = report.validation[2][0]
     kept = [int(p.name.removeprefix("step-")) for p in (tmp_path / "checkpoints").iterdir()]
-    assert best < 9, "else this shows nothing; take another rate"
+    assert best < 9
     assert sorted(kept) == [best, *sorted(saved)[-2:]]
 
 

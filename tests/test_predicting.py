@@ -159,6 +159,7 @@ def test_several_columns_are_read_by_their_names(fw_cli: Cli, llama: Path, in_tm
     Path("films.csv").write_text(table, encoding="utf-8")
     result = fw_cli(
         "train", "--model", llama, "--data", "films.csv", "--template", "{title}\\n{text}\\nLabel:", "--steps", 1, "--out", "two",
+        "--dtype", "float32",
     )  # fmt: skip
     assert result.code == 0, result
     assert [name for name in ("title", "text") if f"{{{name}}}" in read_about("two")["template"]] == ["title", "text"]
@@ -172,5 +173,5 @@ def test_several_columns_are_read_by_their_names(fw_cli: Cli, llama: Path, in_tm
     with pytest.raises(InputError, match="text 1: the column 'text' is empty"):
         fw.predict(base, [{"title": "x", "text": ""}])
     Path("new.csv").write_text("text,title\na plot,\na plot,film 3\n", encoding="utf-8")
-    out = fw_cli("predict", "--adapter", "two", "--data", "new.csv").out
+    out = fw_cli("predict", "--adapter", "two", "--data", "new.csv", "--dtype", "float32").out
     assert out == "".join(f"{p.label}\t{p.probability:.4f}\n" for p in (first, second))

@@ -33,6 +33,9 @@ from torch import Tensor, nn
 from .errors import InputError
 from .sites import Conv1D, features, is_linear
 
+AT_ONCE = 2**18
+"""Weights of an int8 matrix that are unpacked together."""
+
 
 def _is_4bit(site: Any) -> bool:
     bnb = sys.modules.get("bitsandbytes")
@@ -90,7 +93,13 @@ def dense_weight(site: Any) -> Tensor:
 def _int8_matrix(site: Any, dtype: torch.dtype) -> Tensor:
     # bitsandbytes' own forward pass moves the scale.
     scale = site.weight.SCB if site.weight.SCB is not None else site.state.SCB
-    matrix: Tensor = site.weight.data.to(dtype, copy=True).mul_((scale.float() / 127)[:, None])
+    packed, scale = site.weight.data, (scale.float() / 127)[:, None]
+    matrix: Tensor = torch.empty(packed.shape, dtype=dtype, device=packed.device)
+    rows = (
+        len(packed) if dtype == torch.float32 else max(1, AT_ONCE // packed.shape[1])
+    )  # a CPU rounds by way of two copies in float32
+    for out, some, its in zip(matrix.split(rows), packed.split(rows), scale.split(rows), strict=True):
+        out.copy_(some).mul_(its)
     return matrix
 
 

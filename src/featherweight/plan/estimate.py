@@ -68,7 +68,7 @@ class Tricks:
 
     def __str__(self) -> str:
         told = [self.quantize] * (self.quantize != "none") + [f"checkpoint {self.kept}"] * (self.kept != "none")
-        told += [f"stream {self.stream}"] * (self.stream != "none") + ["vocabulary on the host"] * self.vocabulary
+        told += [f"stream {self.stream}"] * (self.stream != "none") + ["host vocabulary"] * self.vocabulary
         return " + ".join(told) or "none"
 
 
@@ -134,17 +134,18 @@ def constants() -> dict[str, Any]:
 
 
 def completed(
-    peaks: Peaks, target: Target, layouts: int = 1, *, quantised: bool = False
+    peaks: Peaks, target: Target, tricks: Tricks = Tricks(), layouts: int = 1
 ) -> tuple[dict[str, int], int, int]:
     """(bytes by part, lower end, upper end) with what a simulation cannot see. `layouts`: different batches in the run."""
     known = constants()["cpu" if target.cpu else "accelerator"]
     parts = {**peaks.parts}
     parts["workspace"] = parts.get("workspace", 0) + parts.pop("seats", 0) * max(1, min(KEPT_LAYOUTS, layouts))
-    unseen = known["fixed_bytes"] + known["share"] * sum(parts.get(part, 0) for part in SHARED)
-    unseen += known["quantised_bytes"] if quantised else 0
+    again = "" if tricks.kept == "none" else "_again"
+    unseen = known["fixed_bytes"] + known[f"share{again}"] * sum(parts.get(part, 0) for part in SHARED)
+    unseen += 0 if tricks.exact else known["quantised_bytes"]
     parts["workspace"] += round(unseen)
     growth, process = sum(parts.values()), known["process_bytes"]
-    errors = zip(known["memory_error"], known["unseen_error"], strict=True)
+    errors = zip(known["memory_error"], known[f"unseen_error{again}"], strict=True)
     low, high = (round(process + growth * (1 + all_) + unseen * of_unseen) for all_, of_unseen in errors)
     return {**parts, "process": process}, low, high
 
@@ -174,7 +175,7 @@ def predict(
     if tricks.stream != "none":
         away, fetched = elsewhere(config, dtype, tricks.quantize, labels)
     kept = replace(peaks, phases={k: {**v, "weights": v["weights"] - away} for k, v in peaks.phases.items()})
-    parts, low, high = completed(kept, target, settings.steps * settings.accumulate, quantised=not tricks.exact)
+    parts, low, high = completed(kept, target, tricks, settings.steps * settings.accumulate)
     known = constants()["cpu" if target.cpu else "accelerator"]
     taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
     if taken is not None and fetched:  # layers are brought in while the device computes

@@ -177,12 +177,12 @@ def parts_table(plan: Plan, scoring: Plan) -> str:
 
 def tricks_table(plans: Sequence[Plan], target: Target, settings: Settings, share: float) -> str:
     """Method × tricks, best first."""
-    head = f"{'method':15} {'tricks':38} {'rows at a time':>14} {'memory':>10} {'at most':>10} {'fits':>5} {'steps take':>11}"
+    head = f"{'method':15} {'tricks':54} {'rows at a time':>14} {'memory':>10} {'at most':>10} {'fits':>5} {'steps take':>11}"
     lines = [head]
     for p in plans:
         fits = "yes" if p.fits(target.memory_bytes) else "no"
         taken = "?" if p.seconds is None else spell_seconds(p.seconds * share * settings.steps)
         lines.append(
-            f"{p.method.title:15} {p.tricks!s:38} {p.micro:>14} {gib(p.bytes):>10} {gib(p.high):>10} {fits:>5} {taken:>11}"
+            f"{p.method.title:15} {p.tricks!s:54} {p.micro:>14} {gib(p.bytes):>10} {gib(p.high):>10} {fits:>5} {taken:>11}"
         )
     return "\n".join(lines)
