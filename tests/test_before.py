@@ -100,6 +100,22 @@ def test_what_is_computed_again_is_told_as_the_price(
         assert 1.1 <= float(told[1]) < 2  # of a step, reading forwards is less than half
 
 
+def test_a_model_that_is_stored_quantised_is_planned_as_it_is(wide: Path, rows: Path, fw_cli: Cli) -> None:
+    dense = needed(wide, rows)
+    config = json.loads((wide / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+    }  # fmt: skip
+    (wide / "config.json").write_text(json.dumps(config))
+    packed = needed(wide, rows)
+    assert packed < 0.9 * dense
+    chosen, _ = plan_for(before.TrainConfig(model=str(wide), data=str(rows), memory=f"{packed * 0.9 / 2**20:.0f}MB"))
+    assert chosen.quantize == "nf4"
+    table = fw_cli("plan", "--model", wide, "--memory", "1GB").out.partition("at most")[2]
+    assert "nf4" in table
+    assert "int8" not in table
+
+
 @pytest.mark.parametrize("asked", [{"quantize": "nf4"}, {"checkpoint_activations": "offload"}])
 def test_what_was_asked_for_is_kept(wide: Path, rows: Path, asked: dict[str, Any]) -> None:
     """Offloading too, which on a CPU is in no set that would be chosen."""

@@ -119,6 +119,7 @@ def test_the_last_resort_is_to_hand_back_what_is_freed_and_it_ends_with_the_run(
         report, found = run()
     assert told == [0, LEARNED]
     assert report.micro_batch == 1
+    assert report.compact
     assert report.losses == pytest.approx(expected.losses, rel=1e-6)
     assert gradients_off(found, parts) < 1e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,13 @@ import featherweight as fw
 import models
 from command import Cli, complaint
 from featherweight import vocabulary
-from featherweight.adapter import trainable
+from featherweight.adapter import attached, trainable
 from featherweight.base import fingerprint
 from featherweight.engine.batches import Batch
 from featherweight.engine.loss import _HeadLoss, _HeadLossFromHost, labelled_loss
 from featherweight.engine.train import Settings, fit
 from featherweight.full import FullFineTuning
+from featherweight.plan.before import leave_vocabulary
 from featherweight.vocabulary import Waiting, keep_on_host, on_host
 from models import random_inputs, shake
 from subjects import METHODS, a_base, examples
@@ -124,6 +126,51 @@ def test_words_that_were_seen_are_not_brought_again(monkeypatch: pytest.MonkeyPa
     assert brought[5:] == [list(range(20, 32)), []]
 
 
+class _Stream:
+    """A stream that tells what it is asked to wait for."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log, self.events = name, log, 0
+
+    def record_event(self) -> str:
+        self.events += 1
+        self.log.append(event := f"{self.name}{self.events}")
+        return event
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_buffer_is_filled_again_when_the_device_is_through_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five pieces in two buffers: each waits for the event behind the last use of its own buffer, and is waited for."""
+    log = list[str]()
+    here, weight = _Stream("main", log), nn.Parameter(torch.randn(50, 4), requires_grad=False)
+    monkeypatch.setattr(vocabulary, "PIECE", 11 * 4 * 4)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: here)
+    monkeypatch.setattr(Waiting, "_slots", lambda self, n: [torch.empty(n, 4) for _ in range(2)])
+    monkeypatch.setattr(Waiting, "_pin", lambda self: None)
+    waiting = Waiting(weight, CPU)
+    waiting.beside = _Stream("side", log)
+    found, buffers = list[Tensor](), set[int]()
+    for at, piece in waiting.pieces():
+        assert at == 11 * len(found)
+        found.append(piece.clone())
+        buffers.add(piece.data_ptr())
+        log.append(f"use {len(found)}")
+    assert torch.equal(torch.cat(found), weight)
+    assert len(buffers) == 2
+    assert log == [
+        "main1", "side waits for main1", "side1", "side waits for main1", "side2", "main waits for side1", "use 1", "main2",
+        "side waits for main2", "side3", "main waits for side2", "use 2", "main3",
+        "side waits for main3", "side4", "main waits for side3", "use 3", "main4",
+        "side waits for main4", "side5", "main waits for side4", "use 4", "main5",
+        "main waits for side5", "use 5", "main6",
+    ]  # fmt: skip
+
+
 # --- where tensors are ----------------------------------------------------------------------------------------------
 
 
@@ -219,9 +266,27 @@ def test_a_vocabulary_that_is_trained_is_refused() -> None:
     keep_on_host(model, CPU)
     with pytest.raises(fw.InputError, match="leave --offload-vocabulary out"):
         fw.attach(model, FullFineTuning())
-    fw.attach(model, fw.LoRA(r=2, modules_to_save=("lm_head",)))
-    with pytest.raises(fw.InputError, match="must be where the model computes"):
-        model(**random_inputs(model, seed=0))
+    for method in (fw.LoRA(r=2, modules_to_save=("lm_head",)), fw.LoRA(r=2, target_modules=("lm_head", "q_proj"))):
+        with pytest.raises(fw.InputError, match="lm_head is to be trained, so it must be where the model computes"):
+            fw.attach(model, method)
+        assert not attached(model)
+
+
+def test_it_is_not_chosen_for_a_method_that_trains_the_head() -> None:
+    shape = models.llama().config
+    assert leave_vocabulary(shape, None, [fw.LoRA(r=2), fw.PromptTuning()])
+    assert not leave_vocabulary(shape, None, [fw.LoRA(r=2), fw.LoRA(r=2, target_modules=("lm_head",))])
+    assert not leave_vocabulary(shape, None, [FullFineTuning()])
+
+
+def test_a_model_with_it_can_be_copied_and_used_in_inference_mode_first() -> None:
+    model = models.llama()
+    keep_on_host(model, CPU)
+    inputs = random_inputs(model, seed=0)
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+    assert torch.equal(model(**inputs).logits, expected)
+    assert torch.equal(copy.deepcopy(model)(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize("verb", ["train", "compare"])

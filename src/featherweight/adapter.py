@@ -26,6 +26,7 @@ from .errors import InputError
 from .method import Method, Part, Retrained
 from .quant import dense_shape, is_quantised, make_dependable
 from .sites import whole_names, whole_sites
+from .vocabulary import refuse_training
 
 
 @dataclass
@@ -89,6 +90,7 @@ def _built(
     whole = whole_names(model, method.modules_to_save)
     method = replace(method.resolve(model, encode), modules_to_save=whole or None)
     retrained = whole_sites(model, whole)
+    refuse_training(model, [*retrained, *method.sites(model)])
     built: dict[str, Part] = {path: Retrained(_plain_copy(model.get_submodule(path))) for path in retrained}
     for path in method.sites(model):
         if not any(f"{path}.".startswith(f"{head}.") for head in retrained):

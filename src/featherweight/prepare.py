@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import caveats, on_disk
 from .adapted import load_adapted
 from .adapter import attach, detach
@@ -40,7 +42,7 @@ from .run_folder import untouched
 from .stream import check_source
 from .task import Task, load_task
 from .tokens import Example, Writer
-from .vocabulary import check_offloading
+from .vocabulary import check_offloading, keep_on_host
 
 NO_TEXTS = "--metric exact_match needs a model that writes text; an encoder answers with a class: use labels"
 
@@ -99,6 +101,8 @@ def prepare(
     if config.metric == "exact_match" and is_encoder(shape):
         raise InputError(NO_TEXTS)
     skeletal, fit, left_out = skeleton(shape, task.labels), list[Method](), list[str]()
+    if config.offload_vocabulary:
+        keep_on_host(skeletal, torch.device("meta"))
     for method in methods:
         method.scheduled(config.steps_for(len(task.train)))  # are there steps for all it wants to do?
         try:

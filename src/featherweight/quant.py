@@ -96,7 +96,7 @@ def _int8_matrix(site: Any, dtype: torch.dtype) -> Tensor:
     packed, scale = site.weight.data, (scale.float() / 127)[:, None]
     matrix: Tensor = torch.empty(packed.shape, dtype=dtype, device=packed.device)
     rows = (
-        len(packed) if dtype == torch.float32 else max(1, AT_ONCE // packed.shape[1])
+        len(packed) if dtype == torch.float32 or packed.device.type != "cpu" else max(1, AT_ONCE // packed.shape[1])
     )  # a CPU rounds by way of two copies in float32
     for out, some, its in zip(matrix.split(rows), packed.split(rows), scale.split(rows), strict=True):
         out.copy_(some).mul_(its)

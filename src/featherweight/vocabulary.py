@@ -1,6 +1,6 @@
 """Embeddings and the output head stay in the host's memory; the device gets what it needs of them, when it needs it.
 
-A large vocabulary is a large part of a quantised model: of an 8-billion Qwen3 in NF4 the layers take 3.9 GB and the two matrices (words ×
+A large vocabulary is a large part of a quantised model: of an 8-billion Qwen3 in NF4 the layers take 3.6 GB and the two matrices (words ×
 width) that are not quantised 2.5 GB more. Frozen, they need not be where the model computes:
 
 * Of the embeddings a batch reads as many rows as it has different words. They are looked up on the host, and a table of them
@@ -8,7 +8,8 @@ width) that are not quantised 2.5 GB more. Frozen, they need not be where the mo
 * Of the head all rows are needed, but one after the other: piece by piece they pass through the device, the next on its way
   while one computes. What the loss needs of all of them at once is a sum, which can be had from pieces (`engine/loss.py`).
 
-So the head crosses the bus once for each piece of a batch, forward and backward together: at 12 GB/s, 0.1 s for Qwen3's.
+So in training the head crosses the bus once for each piece of a batch, forward and backward together: at 12 GB/s, 0.1 s for Qwen3's
+(twice where the model does something after its head, as Gemma 2 does). Writing texts brings it once for every token: that is slow.
 
 The two modules keep their names and weights, and their classes are swapped for subclasses whose `forward` asks the host; the
 model says that it is on the device where it computes, though its first weight is not. A trained vocabulary cannot be kept so.
@@ -18,7 +19,7 @@ Not yet run on a GPU: the tests run it with a CPU as the device, and on tensors 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -46,23 +47,23 @@ class Waiting:
 
     def __init__(self, weight: nn.Parameter, device: torch.device) -> None:
         self.weight, self.device = weight, device
-        self.beside: torch.Stream | None = None
-        if device.type != "cpu" and torch.accelerator.is_available():
+        self.beside: Any = None
+        if device.type not in ("cpu", "meta") and torch.accelerator.is_available():
             self.beside = torch.Stream(device)
-            pinned = torch.empty(
-                weight.shape, dtype=weight.dtype, pin_memory=True
-            )  # a device reads such memory by itself
-            weight.data = pinned.copy_(weight.data)
         self.row_bytes = weight.shape[1] * weight.element_size()
         self.place = torch.full((len(weight),), -1)
         """Where each word is in the table; -1: it is not."""
         self.known = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Waiting:
+        return self  # a stream cannot be copied, and what is frozen need not be
+
     @functools.cached_property
     def table(self) -> Float[Tensor, "rows width"]:
         """Room on the device for words that were seen; a head needs none."""
         rows = min(len(self.weight), max(1, TABLE // self.row_bytes))
-        return self.weight.data.new_empty(rows, self.weight.shape[1], device=self.device)
+        with torch.inference_mode(False):  # it is written to later, in whatever mode
+            return self.weight.data.new_empty(rows, self.weight.shape[1], device=self.device)
 
     def look_up(self, ids: Int[Tensor, "*batch"]) -> tuple[Float[Tensor, "rows width"], Int[Tensor, "*batch"]]:
         """(a table, where in it each of the words is), both on the device."""
@@ -85,24 +86,46 @@ class Waiting:
     def pieces(self, rows: int | None = None) -> Iterator[tuple[int, Float[Tensor, "rows width"]]]:
         """(the first word, the matrix's rows from there on) on the device, piece by piece; at most `rows` at a time.
 
-        Whoever is through with a piece must let go of it, so that two are there at a time, not three.
+        There are two buffers: a piece is overwritten when the next but one is asked for.
         """
         n = max(1, min(rows or len(self.weight), PIECE // self.row_bytes))
-        coming = self._send(0, n)
-        for at in range(0, len(self.weight), n):
+        starts, slots = range(0, len(self.weight), n), self._slots(n)
+        if slots is None:
+            yield from ((at, self.weight.data[at : at + n]) for at in starts)
+            return
+        self._pin()
+        used: list[Any] = [None, None]  # when the device is through with a buffer
+        if self.beside is not None:
+            here = torch.accelerator.current_stream(self.device)
+            used = [here.record_event()] * 2
+        coming = self._send(0, slots[0], used[0])
+        for i, at in enumerate(starts):
             piece, sent = coming
-            coming = self._send(at + n, n)
+            if at + n < len(self.weight):
+                coming = self._send(at + n, slots[(i + 1) % 2], used[(i + 1) % 2])
             if sent is not None:
-                here = torch.accelerator.current_stream(self.device)
                 here.wait_event(sent)
-                piece.record_stream(here)
             yield at, piece
-            del piece
+            used[i % 2] = None if sent is None else here.record_event()
 
-    def _send(self, at: int, n: int) -> tuple[Tensor, Any]:
-        """Begin to copy some rows; what it returns besides is an event, which happens when they are there."""
+    def _slots(self, n: int) -> list[Tensor] | None:
+        """Two buffers on the device; none where it is the host itself."""
+        if self.weight.device == self.device:
+            return None
+        return [self.weight.data.new_empty(n, self.weight.shape[1], device=self.device) for _ in range(2)]
+
+    def _pin(self) -> None:
+        """A device reads such memory by itself, beside its work."""
+        if self.beside is not None and not self.weight.is_pinned():
+            self.weight.data = self.weight.data.pin_memory()
+
+    def _send(self, at: int, slot: Tensor, used: Any) -> tuple[Tensor, Any]:
+        """Begin to copy rows into a buffer; what it returns besides is an event, which happens when they are there."""
+        rows = self.weight.data[at : at + len(slot)]
         with self.beside or nullcontext():
-            piece = self.weight.data[at : at + n].to(self.device, non_blocking=True)
+            if used is not None:
+                self.beside.wait_event(used)
+            piece = slot[: len(rows)].copy_(rows, non_blocking=True)
         return piece, None if self.beside is None else self.beside.record_event()
 
 
@@ -121,7 +144,7 @@ def keep_on_host(model: Any, device: torch.device) -> None:
             continue
         if id(weight) not in waiting:
             weight.requires_grad_(False)
-            weight.data = weight.data.cpu()
+            weight.data = weight.data if weight.is_meta else weight.data.cpu()
             waiting[id(weight)] = Waiting(weight, device)
         module.__dict__["waiting"] = waiting[id(weight)]
         cls: Any = type(module)
@@ -139,6 +162,15 @@ def waiting_at(module: Any) -> Waiting | None:
     return found
 
 
+def refuse_training(model: nn.Module, paths: Iterable[str]) -> None:
+    """Raise `InputError` if one of these modules stays on the host: an adapter cannot be there."""
+    for path in paths:
+        if waiting_at(model.get_submodule(path)) is not None:
+            raise InputError(
+                f"--offload-vocabulary: {path} is to be trained, so it must be where the model computes; leave the flag out"
+            )
+
+
 def on_host(model: nn.Module) -> set[int]:
     """`id`s of the parameters that stay on the host."""
     return {id(found.weight) for m in model.modules() if (found := waiting_at(m)) is not None}
@@ -146,7 +178,7 @@ def on_host(model: nn.Module) -> set[int]:
 
 def _words(self: Any, cls: Any, ids: Tensor) -> Tensor:
     """The module's own forward, on a small table: some scale what they look up."""
-    table, places = _frozen(self).look_up(ids)
+    table, places = self.__dict__["waiting"].look_up(ids)
     weight, padding = self._parameters["weight"], self.padding_idx
     self._parameters["weight"], self.padding_idx = table, None
     try:
@@ -157,18 +189,8 @@ def _words(self: Any, cls: Any, ids: Tensor) -> Tensor:
 
 
 def _logits(self: Any, cls: Any, x: Tensor) -> Tensor:
-    out: Tensor = _Logits.apply(x, _frozen(self), self.bias)
+    out: Tensor = _Logits.apply(x, self.__dict__["waiting"], self.bias)
     return out
-
-
-def _frozen(module: Any) -> Waiting:
-    """What waits of this module. Raises `InputError` where that is to be trained."""
-    if module.weight.requires_grad:
-        raise InputError(
-            "--offload-vocabulary: the embeddings or the head are to be trained, so they must be where the model computes; leave it out"
-        )
-    found: Waiting = module.__dict__["waiting"]
-    return found
 
 
 class _Logits(torch.autograd.Function):
@@ -181,7 +203,6 @@ class _Logits(torch.autograd.Function):
         for at, piece in waiting.pieces() if x.numel() else ():
             own = None if bias is None else bias[at : at + len(piece)]
             out[..., at : at + len(piece)] = F.linear(x, piece, own)
-            del piece
         return out
 
     @staticmethod
@@ -190,7 +211,6 @@ class _Logits(torch.autograd.Function):
         dx = grad.new_zeros(*grad.shape[:-1], ctx.waiting.weight.shape[1], dtype=exact)
         for at, piece in ctx.waiting.pieces():
             dx += grad[..., at : at + len(piece)] @ piece
-            del piece
         return dx.to(grad.dtype), None, None
 
 

@@ -118,19 +118,19 @@ class _HeadLossFromHost(torch.autograd.Function):
         n, exact = hidden.shape[0], torch.promote_types(hidden.dtype, torch.float32)
         at_target, row_at_target = hidden.new_zeros(n, 1, dtype=exact), torch.zeros_like(hidden)
         m, s = hidden.new_full((n, 1), -torch.inf, dtype=exact), hidden.new_zeros(n, 1, dtype=exact)
-        g = torch.zeros_like(hidden, dtype=exact)
+        g, learns = torch.zeros_like(hidden, dtype=exact), ctx.needs_input_grad[0]
         for first, piece in waiting.pieces(max(LEAST, AT_ONCE["other"] // max(1, n))):
             words = len(piece)
             z = F.linear(hidden, piece, None if bias is None else bias[first : first + words]).to(exact)
             target = (targets - first)[:, None]
             here, target = (target >= 0) & (target < words), target.clamp(0, words - 1)
             at_target = torch.where(here, z.gather(1, target), at_target)
-            row_at_target = torch.where(here, piece[target[:, 0]], row_at_target)
             before, m = m, torch.maximum(m, z.amax(1, keepdim=True))
             p, shrink = z.sub_(m).exp_(), before.sub_(m).exp_()
             s.mul_(shrink).add_(p.sum(1, keepdim=True))
-            g.mul_(shrink).add_(p.to(piece.dtype) @ piece)
-            del piece  # while the next computes, the one after that comes in its place
+            if learns:
+                row_at_target = torch.where(here, piece[target[:, 0]], row_at_target)
+                g.mul_(shrink).add_(p.to(piece.dtype) @ piece)
         ctx.save_for_backward(g.div_(s).sub_(row_at_target).to(hidden.dtype))
         return (m + s.log() - at_target).sum()
 
@@ -152,7 +152,9 @@ def hidden_at(
     """
     head = model.get_output_embeddings()
     known = _ENDS_WITH_HEAD.get(model)
-    if known is False or not (type(head) is torch.nn.Linear or waiting_at(head)) or head.weight.requires_grad:
+    if (
+        known is False or not (type(head) is torch.nn.Linear or waiting_at(head)) or head.weight.requires_grad
+    ):  # no adapter on it
         return None
     seen, given = list[Tensor](), list[Tensor]()
 

@@ -71,6 +71,8 @@ class Report:
     peak_bytes: int = 0
     micro_batch: int = 0
     """Rows read at a time: `batch_size`, or fewer where memory ran out; the result is the same."""
+    compact: bool = False
+    """Whether memory ran out with one row at a time, so that what is freed has gone back to the system at once: slower."""
     skipped: int = 0
     """Updates left out because a float16 base's gradients were infinite at the loss scale of the time."""
     nonfinite: int = 0
@@ -233,7 +235,7 @@ def _steps(learner: Learner, examples: Sequence[Example], report: Report, watch:
         loss, read = learner.update(rows, check=partial(_check_reached, learner.own) if step == begin else None)
         if learner.skipped + learner.nonfinite == done:
             learner.method.after_step(learner.own, step + 1)
-        report.micro_batch, report.skipped = learner.micro, learner.skipped
+        report.micro_batch, report.skipped, report.compact = learner.micro, learner.skipped, learner.compact
         report.nonfinite, report.bad_rows = learner.nonfinite, learner.left_out
         report.add(loss, read, time.perf_counter() - start, peak_bytes(base.device))
         improved = validate(learner, report, watch.validation)

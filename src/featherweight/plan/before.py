@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..adapter import attach
 from ..base import DTYPES, Base, load_tokenizer, pick_device, pick_dtype, skeleton
 from ..config import CompareConfig, TrainConfig, TrainingConfig
 from ..contenders import Contender
@@ -23,8 +24,10 @@ from ..errors import InputError
 from ..full import FullFineTuning
 from ..method import Method
 from ..progress import note
+from ..quantise import KINDS, stored_kind
 from ..task import Task
 from ..tokens import Example, writer_for
+from ..vocabulary import keep_on_host
 from .cards import read_bytes
 from .estimate import Plan, Target, Tricks, choose, choose_for_all, consider, sets_for
 from .imagine import packs
@@ -49,14 +52,14 @@ def before_the_run(
     if limit is None and _plainly_fits(base, rows, given["dtype"], room):
         return config, settings
     target = Target("this machine", room, cpu=device.type == "cpu")
-    asked = asked_tricks(config)
+    asked = asked_tricks(config, shape)
     plan = consider(shape, method, settings, rows, target, asked, **given)
     if limit is None and plan.low <= room:
         return config, settings
     if plan.fits(room) and plan.micro == settings.batch_size:
         note(f"plan: about {_gib(plan.bytes)}, at most {_gib(plan.high)}, of {_gib(room)}: it fits as it is")
         return config, settings
-    sets = [t for t in sets_for(target) if _may(t, asked)] or [asked]
+    sets = _within_reach(target, asked, shape, given["labels"], [method]) or [asked]
     found = choose(shape, [method], settings, rows, room, cpu=target.cpu, sets=sets, **given)
     if not found.fits(room):
         raise InputError(
@@ -69,7 +72,7 @@ def before_the_run(
             f"{method.title} on {config.model} needs about {_gib(plan.bytes)} even with one row at a time, and {_gib(room)} are free; "
             f"this would fit ({_gib(found.bytes)}): {found.flags} — or --memory {room // 2**20}MB, which chooses by itself"
         )
-    return _as(found, config, settings, room, plan.operations)
+    return _as(found, config, settings, room, plan)
 
 
 def before_the_comparison(
@@ -91,12 +94,15 @@ def before_the_comparison(
         own = replace(settings, batch_size=contender.batch_size or settings.batch_size)
         assert contender.method is not None
         runs.append((contender.method, own, heaviest(examples, own, packs(shape, own.packing))))
-    asked = asked_tricks(config)
-    sets = [t for t in sets_for(Target("", room, cpu)) if _may(t, asked)] or [asked]
+    asked = asked_tricks(config, shape)
+    given = _given(config, shape, task)
+    sets = _within_reach(Target("", room, cpu), asked, shape, given["labels"], [c.method for c in who if c.method]) or [
+        asked
+    ]
     if any(isinstance(c.method, FullFineTuning) for c in who):  # it needs the base's own weights
         sets = [t for t in sets if t.exact] or [asked]
     note(f"plan: looking for what {len(runs)} methods fit into {_gib(room)} with")
-    plans = choose_for_all(shape, runs, room, sets, cpu=cpu, **_given(config, shape, task))
+    plans = choose_for_all(shape, runs, room, sets, cpu=cpu, **given)
     tricks, micro = plans[0].tricks, {c.name: plan.micro for c, plan in zip(found, plans, strict=True)}
     least = min(micro.values())
     rows = f"{least} to {max(micro.values())}" if least < max(micro.values()) else f"{least}"
@@ -126,9 +132,11 @@ def _given(config: TrainingConfig, shape: Any, task: Task) -> dict[str, Any]:
     return {"dtype": dtype, "labels": task.labels if is_encoder(shape) else None}
 
 
-def asked_tricks(config: TrainingConfig) -> Tricks:
-    """Those of a configuration."""
-    return Tricks(config.checkpoint_activations, config.quantize, config.stream_base, config.offload_vocabulary)
+def asked_tricks(config: TrainingConfig, shape: Any) -> Tricks:
+    """Those of a configuration, for a model of this one. A model that is stored quantised is so without being asked to."""
+    stored = stored_kind(shape)
+    quantize = stored if stored in KINDS else config.quantize
+    return Tricks(config.checkpoint_activations, quantize, config.stream_base, config.offload_vocabulary)
 
 
 def _switched(tricks: Tricks) -> dict[str, Any]:
@@ -141,6 +149,28 @@ def _switched(tricks: Tricks) -> dict[str, Any]:
     }
 
 
+def _within_reach(
+    target: Target, asked: Tricks, shape: Any, labels: Sequence[str] | None, methods: Sequence[Method]
+) -> list[Tricks]:
+    """The sets of tricks that mean something there, keep what was asked for, can be had, and go with these methods."""
+    sets = [t for t in sets_for(target) if _may(t, asked)]
+    if any(t.vocabulary for t in sets) and not leave_vocabulary(shape, labels, methods):
+        sets = [t for t in sets if not t.vocabulary]
+    return sets
+
+
+def leave_vocabulary(shape: Any, labels: Sequence[str] | None, methods: Sequence[Method]) -> bool:
+    """Whether none of these methods trains the embeddings or the head."""
+    for method in methods:
+        model = skeleton(shape, labels)
+        keep_on_host(model, torch.device("meta"))
+        try:
+            attach(model, method, encode=lambda _: [0])
+        except InputError:
+            return False
+    return True
+
+
 def _may(tricks: Tricks, asked: Tricks) -> bool:
     """Whether this set keeps what was asked for, and can be had."""
     if tricks.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
@@ -149,15 +179,13 @@ def _may(tricks: Tricks, asked: Tricks) -> bool:
     return asked.vocabulary <= tricks.vocabulary and all(wanted in ("none", had) for wanted, had in pairs)
 
 
-def _as(
-    plan: Plan, config: TrainConfig, settings: Settings, room: int, operations: float
-) -> tuple[TrainConfig, Settings]:
-    """The plan as configuration and settings: the same rows for each update, fewer at a time. `operations` are those of an update as
+def _as(plan: Plan, config: TrainConfig, settings: Settings, room: int, asked: Plan) -> tuple[TrainConfig, Settings]:
+    """The plan as configuration and settings: the same rows for each update, fewer at a time. `asked` is the plan for an update as
     it was asked for: what is computed again costs time on every machine, whatever its rates."""
     pieces = -(-settings.batch_size // plan.micro) * settings.accumulate
-    longer = plan.operations / operations
+    longer = plan.operations / asked.operations
     price = f"; an update computes {longer:.1f} times as much as without a limit" if longer >= 1.05 else ""
-    exact = plan.tricks.exact or config.quantize != "none"
+    exact = plan.tricks.quantize == asked.tricks.quantize
     note(
         f"plan: {plan.micro} rows at a time, {pieces} such piece{'s' * (pieces > 1)} for an update; tricks: {plan.tricks}\n"
         f"plan: that is the quickest within {_gib(room)}; it needs about {_gib(plan.bytes)}, at most {_gib(plan.high)}{price}\n"

@@ -180,9 +180,15 @@ def predict(
     taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
     if taken is not None and fetched:  # layers are brought in while the device computes
         taken = max(taken, fetched * pieces / (DISK if tricks.stream == "disk" else LINK))
-    if taken is not None and tricks.vocabulary:  # the head comes once a piece; what it is for waits for it
-        text = config if config.is_encoder_decoder else config.get_text_config()
-        taken += text.vocab_size * text.hidden_size * dtype.itemsize * pieces / LINK
+    text = config if config.is_encoder_decoder else config.get_text_config()
+    matrix = text.vocab_size * text.hidden_size * dtype.itemsize
+    if (
+        taken is not None and tricks.vocabulary and not is_encoder(config)
+    ):  # the head comes once a piece, and is waited for
+        taken += matrix * pieces / LINK
+    if not tricks.exact and not target.cpu:  # bitsandbytes quantises on the device: while loading, all of it is there
+        loading = parts["process"] + peaks.parts["weights"] + 2 * matrix * tricks.vocabulary
+        low, high = max(low, loading), max(high, loading)
     operations = sum(n * each for (each, _, _), n in peaks.work.items())
     return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained, operations)
 

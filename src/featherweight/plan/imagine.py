@@ -123,7 +123,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     from a vocabulary on the host is as large as if it were copied.
     """
     seats, kind_of = attention._seats, hardware.kind_of
-    look_up, send = Waiting.look_up, Waiting._send
+    look_up, slots_of = Waiting.look_up, Waiting._slots
 
     def real_seats(*given: Any) -> Any:
         before, follower.part = follower.part, "seats"
@@ -139,7 +139,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     clear()
     attention._seats = real_seats  # type: ignore[assignment]
     Waiting.look_up = lambda self, ids: (self.table, torch.zeros_like(ids))  # type: ignore[method-assign]
-    Waiting._send = lambda self, at, n: (self.weight.data[at : at + n].clone(), None)  # type: ignore[method-assign]
+    Waiting._slots = lambda self, n: [torch.empty(n, *self.weight.shape[1:], dtype=self.weight.dtype) for _ in range(2)]  # type: ignore[method-assign]
     if not cpu:
         hardware.kind_of = lambda device: "other"
     try:
@@ -147,7 +147,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
             yield
     finally:
         attention._seats = seats
-        Waiting.look_up, Waiting._send = look_up, send  # type: ignore[method-assign]
+        Waiting.look_up, Waiting._slots = look_up, slots_of  # type: ignore[method-assign]
         hardware.kind_of = kind_of
         clear()
 

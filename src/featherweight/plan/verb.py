@@ -18,11 +18,13 @@ from ..methods import METHODS
 from ..methods.options import build_method
 from ..prepare import NO_TEXTS, settings_of, task_of
 from ..progress import bar, spell_seconds
+from ..quantise import stored_kind
 from ..redaction import clean
 from ..rows import Row
 from ..scoring import EVAL_BATCH
 from ..tokens import IGNORE, Example, writer_for
-from .before import asked_tricks
+from ..vocabulary import check_offloading
+from .before import asked_tricks, leave_vocabulary
 from .cards import find_card, read_bytes
 from .clock import Rates, calibrate, rates_of
 from .estimate import Plan, Target, consider, constants, mean_share, predict, rank, sets_for
@@ -46,9 +48,11 @@ def run_plan(config: PlanConfig) -> int:
     settings = settings_of(config, len(examples), lr=1e-3)
     rows = heaviest(examples, settings, packs(shape, settings.packing))
     target = target_of(config, shape, rows, dtype)
+    if target.cpu and config.offload_vocabulary:
+        check_offloading(torch.device("cpu"))
     share = mean_share(shape, examples, settings, rows)
     given: dict[str, Any] = {"dtype": dtype, "labels": labels}
-    asked = asked_tricks(config)
+    asked, stored = asked_tricks(config, shape), stored_kind(shape)
     first = predict(shape, methods[0], settings, rows, target, asked, **given)
     if config.metric == "exact_match" and is_encoder(shape):
         raise InputError(NO_TEXTS)
@@ -57,7 +61,10 @@ def run_plan(config: PlanConfig) -> int:
     scoring = predict(shape, methods[0], settings, tested, target, asked, evaluation=answers, **given)
     print(clean("\n".join(sentences(config.model, first, scoring, target, settings, share, rows))))
     print("\n" + parts_table(first, scoring))
-    pairs, plans = [(method, tricks) for method in methods for tricks in sets_for(target)], list[Plan]()
+    sets = [t for t in sets_for(target) if stored is None or t.quantize == asked.quantize]
+    if not target.cpu and not leave_vocabulary(shape, labels, methods):
+        sets = [t for t in sets if not t.vocabulary]
+    pairs, plans = [(method, tricks) for method in methods for tricks in sets], list[Plan]()
     with bar("plan: a step without numbers for each set of tricks", len(pairs)) as progress:
         for method, tricks in pairs:
             plans.append(consider(shape, method, settings, rows, target, tricks, **given))
