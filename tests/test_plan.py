@@ -120,8 +120,8 @@ def llama(layers: int = 12, **more: Any) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=97, hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, **more,
+        vocab_size=97, hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        **{"intermediate_size": 160, **more},
     )  # fmt: skip
 
 
@@ -154,6 +154,16 @@ def test_quantised_and_streamed_weights_are_smaller() -> None:
     assert weights(Tricks(quantize="nf4")) < 0.6 * weights(Tricks())
     assert weights(Tricks(quantize="int8")) < 0.8 * weights(Tricks())
     assert weights(Tricks(stream="ram")) < 0.3 * weights(Tricks())  # two layers of twelve, and the embeddings
+
+
+def test_what_is_quantised_on_a_card_must_be_there_while_it_is_loaded() -> None:
+    shape, rows = llama(12, intermediate_size=4096), examples(models.FAMILIES["llama"]())[:1]
+    whole, card = (
+        predict(shape, fw.LoRA(), Settings(), rows, Target("a card", 8 << 30, cpu=False), tricks)
+        for tricks in (Tricks("layer", "nf4"), Tricks("layer", "nf4", "ram"))
+    )
+    assert card.parts["weights"] < whole.parts["weights"] / 2
+    assert card.high >= whole.parts["weights"] + card.parts["process"] > card.bytes
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -173,7 +173,7 @@ def refuse_training(model: nn.Module, paths: Iterable[str]) -> None:
 
 def on_host(model: nn.Module) -> set[int]:
     """`id`s of the parameters that stay on the host."""
-    return {id(found.weight) for m in model.modules() if (found := waiting_at(m)) is not None}
+    return {id(m._parameters["weight"]) for m in model.modules() if waiting_at(m) is not None}
 
 
 def _words(self: Any, cls: Any, ids: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def fit_with_bar(
             if r.compact and not compact:
                 compact = True
                 note(
-                    f"{title}: memory ran out with one row at a time; it goes on with freed memory handed back at once, up to 1.7 times slower"
+                    f"{title}: memory ran out with one row at a time; freed memory is handed back at once now: up to 1.7 times slower"
                 )
             if r.micro_batch < micro:
                 micro = r.micro_batch
