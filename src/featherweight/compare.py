@@ -29,6 +29,7 @@ from .engine.stopping import stoppable
 from .errors import InputError
 from .plan.before import asked_tricks
 from .plan.cards import read_bytes
+from .plan.estimate import Tricks
 from .prepare import describe
 from .progress import board, note, spell_seconds
 from .results import Line, entries, read, write_tested
@@ -167,10 +168,14 @@ def _settled(bench: Bench, who: Contender, folder: Path, at_a_time: int | None) 
     )
 
 
+def _tricks(config: CompareConfig) -> Tricks:
+    return asked_tricks(config, load_config(config.model))
+
+
 def _given(bench: Bench) -> dict[str, Any]:
     base = bench.base
     labels = bench.task.labels if base.classifies else None
-    tricks = asked_tricks(bench.config, load_config(bench.config.model))
+    tricks = _tricks(bench.config)
     return {"cpu": base.device.type == "cpu", "dtype": base.model.dtype, "labels": labels, "tricks": tricks}
 
 
@@ -184,7 +189,7 @@ def _foreseen(bench: Bench, who: Contender, asked: Comparison) -> tuple[int, int
     """What `plan` says of a contender's memory; None where it does not know such a run."""
     config, run = bench.config, next(run for run in asked.runs if run.name == who.name)
     method = run.contender(config).method
-    if method is None or not asked_tricks(config, load_config(config.model)).whole:
+    if method is None or not _tricks(config).whole:
         return None
     settings = run.settings(bench.settings)
     plan = foreseen(load_config(config.model), method, settings, bench.examples, **_given(bench))
@@ -206,7 +211,7 @@ def _apart(asked: Comparison) -> None:
     jobs = [job_of(config, asked.folder, asked.runs[i]) for i in todo]
     room, took, begun = left_bytes_here(config), list[float](), dict[int, float]()
     threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else None
-    if config.jobs > 1 and not asked_tricks(config, load_config(config.model)).whole:
+    if config.jobs > 1 and not _tricks(config).whole:
         note(
             "one run at a time: how much a quantised, streamed or offloaded base takes is not foreseen well enough for --jobs"
         )

@@ -152,9 +152,8 @@ def hidden_at(
     """
     head = model.get_output_embeddings()
     known = _ENDS_WITH_HEAD.get(model)
-    if (
-        known is False or not (type(head) is torch.nn.Linear or waiting_at(head)) or head.weight.requires_grad
-    ):  # no adapter on it
+    plain = type(head) is torch.nn.Linear or waiting_at(head) is not None  # on neither is an adapter
+    if known is False or not plain or head.weight.requires_grad:
         return None
     seen, given = list[Tensor](), list[Tensor]()
 

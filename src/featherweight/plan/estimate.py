@@ -180,17 +180,20 @@ def predict(
     taken = seconds(peaks.work, target.rates, known["time_scale"]) if target.rates else None
     if taken is not None and fetched:  # layers are brought in while the device computes
         taken = max(taken, fetched * pieces / (DISK if tricks.stream == "disk" else LINK))
-    text = config if config.is_encoder_decoder else config.get_text_config()
-    matrix = text.vocab_size * text.hidden_size * dtype.itemsize
-    if (
-        taken is not None and tricks.vocabulary and not is_encoder(config)
-    ):  # the head comes once a piece, and is waited for
+    matrix = _matrix_bytes(config, dtype) if tricks.vocabulary else 0
+    if taken is not None and not is_encoder(config):  # the head comes once a piece, and is waited for
         taken += matrix * pieces / LINK
     if not tricks.exact and not target.cpu:  # bitsandbytes quantises on the device: while loading, all of it is there
-        loading = parts["process"] + peaks.parts["weights"] + 2 * matrix * tricks.vocabulary
+        loading = parts["process"] + peaks.parts["weights"] + 2 * matrix
         low, high = max(low, loading), max(high, loading)
     operations = sum(n * each for (each, _, _), n in peaks.work.items())
     return Plan(method, tricks, micro, parts, low, high, taken, peaks.parameters, peaks.trained, operations)
+
+
+def _matrix_bytes(config: Any, dtype: torch.dtype) -> int:
+    """What the embeddings take, or the head."""
+    text = config if config.is_encoder_decoder else config.get_text_config()
+    return int(text.vocab_size * text.hidden_size * dtype.itemsize)
 
 
 def elsewhere(config: Any, dtype: torch.dtype, quantize: str, labels: Sequence[str] | None) -> tuple[int, int]:
