@@ -28,7 +28,7 @@ SHARED, SIZE = 30, 64
 
 def seconds(tensors: tuple[Tensor, Tensor, Tensor], layout: attention.Layout, long: int) -> float:
     """One attention there and back, rows from `long` tokens on through the fused kernel."""
-    before, attention.long_from = attention.long_from, lambda x: long
+    before, attention.long_from = attention.long_from, lambda x, front: long
     q, k, v = (x.detach().requires_grad_() for x in tensors)
     start = time.perf_counter()
     try:

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 import featherweight as fw
 import models
 from featherweight.adapter import parts, trainable
-from featherweight.attention import layout_of, rows_apart
+from featherweight.attention import rows_apart
 from featherweight.base import Base
 from featherweight.engine.batches import Batch, check_packing, collate, pack
 from featherweight.engine.loss import labelled_loss
 from featherweight.engine.update import gradients
+from featherweight.layout import layout_of
 from featherweight.tokens import IGNORE, Example
 from models import padded, random_inputs, shake, words
 from subjects import (

@@ -1,15 +1,19 @@
-"""Attention over packed rows: the gathered matrices, and the fused kernel row by row, against the textbook."""
+"""Attention over packed rows: products in blocks, and the fused kernel row by row, against the textbook."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from featherweight import attention
-from featherweight.attention import Layout, attend_in_rows, layout_of
+from featherweight import attention, attention_blocks
+from featherweight.attention import attend_in_rows
+from featherweight.layout import Layout, layout_of
 
 LAYOUTS = [
     Layout(0, (5, 9, 3)),
@@ -18,6 +22,7 @@ LAYOUTS = [
     Layout(4, (3, 8)),
     Layout(2, (150, 40, 1, 64)),
     Layout(40, (33, 2)),
+    Layout(130, (100, 3, 120)),
 ]
 
 
@@ -35,13 +40,13 @@ def textbook(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
-@pytest.mark.parametrize("long", [512, 2, 4], ids=["gathered", "row by row", "both"])
+@pytest.mark.parametrize("long", [512, 2, 4], ids=["blocks", "row by row", "both"])
 @pytest.mark.parametrize(("extra", "window"), list(itertools.product((0, 6), (None, 5))))
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_packed_attention_is_the_textbooks(
     layout: Layout, extra: int, window: int | None, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "long_from", lambda _: long)
+    monkeypatch.setattr(attention, "long_from", lambda *_: long)
     torch.manual_seed(0)
     seq = layout.shared + sum(layout.lengths)
     shapes = ((1, 4, seq, 8), (1, 2, extra + seq, 8), (1, 2, extra + seq, 8))
@@ -55,6 +60,37 @@ def test_packed_attention_is_the_textbooks(
         torch.autograd.grad(ours, tensors, upstream), torch.autograd.grad(expected, tensors, upstream), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, *(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor)), 0)
+        return out
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_the_scores_of_a_long_row_are_never_all_there(window: int | None) -> None:
+    n, heads = 1500, 4
+    q, k, v = (torch.randn(n, h, 8, dtype=torch.bfloat16, requires_grad=True) for h in (heads, 2, 2))
+    with Largest() as largest:
+        out = attention._attend(q, k, v, Layout(0, (n,)), window, 0.3, 0.0)
+        torch.autograd.grad(out.sum(), (q, k, v))
+    seen = window or n
+    assert largest.numbers <= heads * attention_blocks.BLOCK * (seen + 2 * attention_blocks.BLOCK)
+
+
+def test_masks_are_kept_for_a_few_shapes_however_long_the_row() -> None:
+    """Each would else be built anew in every layer, for every block."""
+    attention_blocks.visible.cache_clear()
+    q, k, v = (torch.randn(3000, h, 8, dtype=torch.bfloat16) for h in (4, 2, 2))
+    for window in (None, 300):
+        attention._attend(q, k, v, Layout(0, (3000,)), window, 0.3, 0.0)
+    assert attention_blocks.visible.cache_info().misses <= 12
 
 
 def test_a_layout_can_be_read_back_from_its_mask() -> None:

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .attention import Layout, layout_of
 from .calls import argument_names, cache_in, named_arguments
 from .errors import InputError
+from .layout import Layout, layout_of
 from .method import Part
 
 

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..attention import Layout, rows_apart
+from ..attention import rows_apart
 from ..base import Base
 from ..errors import InputError
+from ..layout import Layout
 from ..tokens import IGNORE, Example
 from .memory import out_of_memory
 

@@ -51,9 +51,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .. import sites
-from ..attention import layout_of
 from ..calls import argument_names, cache_in, cache_name, named_arguments
 from ..errors import InputError
+from ..layout import layout_of
 from ..method import Method, Part
 from ..prefix_cache import handing_on, reading, runs_twice
 from ..soft_prompt import (

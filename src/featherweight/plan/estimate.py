@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..attention import _seats
+from ..attention_blocks import seats_of
 from ..base import skeleton
 from ..encoder import is_encoder, own_labels
 from ..engine.train import Settings, batches
@@ -36,7 +36,7 @@ from .packed import pack_weights
 from .simulate import Evaluation, Peaks, simulate
 
 SHARED = ("activations", "loss", "workspace")  # what libraries and allocators take more of, in proportion
-KEPT_LAYOUTS = _seats.cache_info().maxsize or 0  # attention keeps the places of so many batches' rows
+KEPT_LAYOUTS = seats_of.cache_info().maxsize or 0  # attention keeps the places of so many batches' rows
 
 
 @dataclass(frozen=True)

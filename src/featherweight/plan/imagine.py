@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from .. import attention, hardware
+from .. import attention, attention_blocks, hardware
 from ..adapter import attach, know
 from ..base import Base, skeleton
 from ..encoder import is_encoder, own_labels
@@ -122,7 +122,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own. What comes
     from a vocabulary on the host is as large as if it were copied.
     """
-    seats, kind_of = attention._seats, hardware.kind_of
+    seats, kind_of = attention_blocks.seats_of, hardware.kind_of
     look_up, slots_of = Waiting.look_up, Waiting._slots
 
     def real_seats(*given: Any) -> Any:
@@ -133,11 +133,11 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
         return found
 
     def clear() -> None:
-        for cached in (seats, attention._visible, attention._visible_afar):
+        for cached in (seats, attention_blocks.visible, attention._visible_afar):
             cached.cache_clear()
 
     clear()
-    attention._seats = real_seats  # type: ignore[assignment]
+    attention_blocks.seats_of = real_seats  # type: ignore[assignment]
     Waiting.look_up = lambda self, ids: (self.table, torch.zeros_like(ids))  # type: ignore[method-assign]
     Waiting._slots = lambda self, n: [torch.empty(n, *self.weight.shape[1:], dtype=self.weight.dtype) for _ in range(2)]  # type: ignore[method-assign]
     if not cpu:
@@ -146,7 +146,7 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
         with _kept_on_host() if offload and not cpu else nullcontext():
             yield
     finally:
-        attention._seats = seats
+        attention_blocks.seats_of = seats
         Waiting.look_up, Waiting._slots = look_up, slots_of  # type: ignore[method-assign]
         hardware.kind_of = kind_of
         clear()
