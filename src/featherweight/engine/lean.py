@@ -9,6 +9,8 @@ Two things that almost every modern layer does are written in `transformers` for
 
 * The gated feed-forward, down(silu(gate) · up): keeps silu(gate) as well, which can be had again from gate.
 
+On an accelerator each is one kernel, where Triton is there and it is faster (`kernels.py`); else, and on a CPU, the formulas below.
+
 `lean` puts them in place for as long as a model trains: a module's class is swapped for a subclass whose `forward` does
 the same, found out by trying it on a small copy of the module with numbers of ours (so also where the module has none, as in
 a simulation). What is not recognised stays as it is. Results are at least as exact: sums are
@@ -28,6 +30,33 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .kernels import Way, best
+
+
+def _norm_formula(x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+    norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+    r = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))
+    return exact.mul_(r).to(x.dtype).mul_(w), r
+
+
+def _norm_gradient(dy: Tensor, x: Tensor, w: Tensor, r: Tensor) -> tuple[Tensor]:
+    x_hat = x.to(r.dtype, copy=True).mul_(r)
+    dx = dy.to(r.dtype, copy=True).mul_(w)
+    mean = (dx * x_hat).sum(-1, keepdim=True).div_(x.shape[-1])
+    return (dx.addcmul_(x_hat, mean, value=-1).mul_(r).to(x.dtype),)
+
+
+def _gate_formula(gate: Tensor, up: Tensor) -> tuple[Tensor]:
+    return (F.silu(gate).mul_(up),)
+
+
+def _gate_gradient(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+
+
+NORM, GATE = Way(_norm_formula, _norm_gradient), Way(_gate_formula, _gate_gradient)
+
 
 class _RMSNorm(torch.autograd.Function):
     """y = w · x / √(mean(x²) + ε) over the last dimension, w frozen."""
@@ -36,19 +65,15 @@ class _RMSNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Float[Tensor, "*batch d"], w: Float[Tensor, " d"], eps: float
     ) -> Float[Tensor, "*batch d"]:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-        norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        r = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))
+        ctx.way = best("norm", NORM, x, w, eps)
+        y, r = ctx.way.forward(x, w, eps)
         ctx.save_for_backward(x, w, r)
-        return exact.mul_(r).to(x.dtype).mul_(w)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        x, w, r = ctx.saved_tensors
-        x_hat = x.to(r.dtype, copy=True).mul_(r)
-        dx = dy.to(r.dtype, copy=True).mul_(w)
-        mean = (dx * x_hat).sum(-1, keepdim=True).div_(x.shape[-1])
-        return dx.addcmul_(x_hat, mean, value=-1).mul_(r).to(x.dtype), None, None
+        [dx] = ctx.way.backward(dy, *ctx.saved_tensors)
+        return dx, None, None
 
 
 class _SiLUGate(torch.autograd.Function):
@@ -56,13 +81,15 @@ class _SiLUGate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.way = best("gate", GATE, gate, up)
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        [y] = ctx.way.forward(gate, up)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+        dgate, dup = ctx.way.backward(dy, *ctx.saved_tensors)
+        return dgate, dup
 
 
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
