@@ -19,8 +19,9 @@ from featherweight.base import DTYPES, load_config
 from featherweight.demo import MODEL
 from featherweight.engine.train import Settings
 from featherweight.plan.estimate import Target, Tricks, predict
+from speed_shapes import config_of
 from speed_work import rows_of
-from tricks import TRICKS, one_billion_shape
+from tricks import TRICKS
 
 MEASURED = Path(__file__).parent / "results/tricks.jsonl"
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Print one JSON object."""
     models = {}
     for record in map(json.loads, MEASURED.read_text().splitlines()):
-        found = plans(record, load_config(MODEL) if record["name"] == MODEL else one_billion_shape())
+        found = plans(record, load_config(MODEL) if record["name"] == MODEL else config_of("1b"))
         off = [f["planned"] / f["measured"] - 1 for f in found]
         models[record["name"]] = {
             "rows": found, "median_error": statistics.median(map(abs, off)), "worst_error": max(off, key=abs),

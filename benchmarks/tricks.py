@@ -34,6 +34,7 @@ from featherweight.demo import MODEL
 from featherweight.engine import loss
 from featherweight.engine.memory import peak_bytes, reset_peak
 from featherweight.engine.train import Settings, fit
+from speed_shapes import config_of
 from speed_sides import HFTrainer
 from speed_work import rows_of
 
@@ -70,21 +71,11 @@ STEPS = {"small": 2, "1b": 1}
 ROWS = {"small": 8, "1b": 2}
 
 
-def one_billion_shape() -> Any:
-    """The configuration of Llama-3.2-1B."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True, max_position_embeddings=8192,
-    )  # fmt: skip
-
-
 def one_billion(folder: Path) -> Path:
     """A random Llama of 1.24 billion parameters in bfloat16, with the default model's tokenizer."""
     from transformers import LlamaForCausalLM
 
-    config = one_billion_shape()
+    config = config_of("1b")
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
