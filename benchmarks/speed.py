@@ -9,58 +9,67 @@ there when training began.
     python benchmarks/speed.py --out benchmarks/results/speed.jsonl            # an hour or two; goes on where it stopped
     python benchmarks/speed.py --out benchmarks/results/speed.jsonl --only "train reviews lora"
 
-`speed_report.py` makes the table of it. Work: `speed_work.py`; sides: `speed_sides.py`.
+On an accelerator it begins with random Llamas of 1, 3 and 8 billion parameters and mt0-large's shape, the most telling first; nothing
+is fetched. On a machine that is lent for a quarter of an hour, first see that all is in place (a minute, on a CPU too), then measure;
+the last line goes on where it stopped when it is given again:
+
+    python benchmarks/speed.py --out tiny.jsonl --only '(train|memory) tiny'
+    python benchmarks/speed.py --out benchmarks/results/speed_gpu.jsonl --only '(train|memory) (1b|3b|8b|mt0)' --budget 540
+
+Both sides' models stand on one device: 8 billion parameters in bfloat16 are 16 GB, twice, beside what a step needs. NF4 wants
+bitsandbytes, Liger triton and liger-kernel; what is not installed is left out, and the records say so. Liger and Unsloth run in
+processes of their own that take turns with ours (`speed_child.py`).
+
+`speed_report.py` makes the table of it. Work: `speed_work.py`, `speed_shapes.py`; sides: `speed_sides.py`, `speed_child.py`; memory:
+`speed_memory.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import weakref
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
+import speed_shapes
 from featherweight import provenance
 from featherweight.adapter import parts
-from featherweight.attention import Layout, attend_in_rows
-from featherweight.engine.loss import _HeadLoss
-from featherweight.engine.memory import peak_bytes, reset_peak
+from featherweight.engine.memory import free
 from featherweight.engine.update import gradients
 from featherweight.tokens import Example
-from speed_sides import Full, HFTrainer, Loop, Ours, padded, synchronise
-from speed_work import LENGTHS, base_of, rows_of
+from speed_child import Elsewhere
+from speed_memory import growth, memory
+from speed_shapes import FIRST, REST, SECOND, SMOKE
+from speed_sides import APART, NEEDS, Full, Loop, Ours, lacking, padded, side_of, timed
+from speed_work import BATCH, base_of, batches_of, rows_of
 
+BEGUN = time.perf_counter()
 METHODS = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "ia3")
-BATCH = 8
-
-
-def timed(step: Callable[[Sequence[Example]], float], rows: Sequence[Example]) -> tuple[float, float]:
-    """(seconds, loss) of a step."""
-    start = time.perf_counter()
-    loss = step(rows)
-    synchronise()
-    return time.perf_counter() - start, loss
 
 
 def matmul_rate() -> float:
-    """This machine's matrix-multiply rate in floating-point operations a second: bfloat16, 2048³, the best of ten."""
+    """This machine's matrix-multiply rate in floating-point operations a second: bfloat16, the best of ten large products."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16, device=device)
-    return 2 * 2048**3 / min(timed(lambda _: float((a @ a)[0, 0]), ())[0] for _ in range(10))
+    n = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, dtype=torch.bfloat16, device=device)
+    return 2 * n**3 / min(timed(lambda _: float((a @ a)[0, 0]), ())[0] for _ in range(10))
 
 
 def operations(step: Callable[[Sequence[Example]], float], rows: Sequence[Example]) -> int:
@@ -70,25 +79,9 @@ def operations(step: Callable[[Sequence[Example]], float], rows: Sequence[Exampl
     return counter.get_total_flops()
 
 
-def batches_of(work: str, base: fw.Base, steps: int, *, by_length: bool = False) -> list[list[Example]]:
-    """The rows of each step."""
-    size = 1 if work == "long" else BATCH
-    rows = rows_of(work, base, steps * size)
-    if by_length:
-        rows.sort(key=lambda e: len(e.ids))
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return batches[::2] + batches[1::2][::-1] if by_length else batches
-
-
 def rival(kind: str, work: str, method: str, start: Path | None) -> Any:
-    """A side by its name, on a base of its own."""
-    if kind == "trainer":
-        return HFTrainer(base_of(work), method, start)
-    if kind == "reference":
-        return Loop(base_of(work, "float32"), method, width=128, start=start)
-    if kind == "full":
-        return Full(base_of(work), method)
-    return Loop(base_of(work), method, attention=kind.removeprefix("loop_"), start=start)
+    """A side by its name; in a process of its own if it needs one."""
+    return (Elsewhere if kind in APART else side_of)(kind, work, method, start)
 
 
 def train(
@@ -100,20 +93,21 @@ def train(
     ours = Ours(base, method)
     with tempfile.TemporaryDirectory() as folder:
         ours.save(Path(folder))
-        start = Path(folder) if "random" not in base.name else None
+        start = Path(folder) if work != "mt0" else None
         others = {kind: rival(kind, work, method, start) for kind in kinds}
+    driver = next((k for k, side in others.items() if hasattr(side, "run")), None)  # runs the rest between its steps
     seconds: dict[str, list[float]] = {kind: [] for kind in ("ours", *kinds)}
     losses: dict[str, list[float]] = {kind: [] for kind in ("ours", *kinds)}
 
     def between(i: int) -> None:
         for kind, side in {"ours": ours, **others}.items():
-            if kind != "trainer":
+            if kind != driver:
                 took, loss = timed(side.step, batches[i])
                 seconds[kind].append(took)
                 losses[kind].append(loss)
 
-    if "trainer" in others:
-        seconds["trainer"], losses["trainer"] = others["trainer"].run(batches, between)
+    if driver:
+        seconds[driver], losses[driver] = others[driver].run(batches, between)
     else:
         for i in range(len(batches)):
             between(i)
@@ -156,97 +150,6 @@ def exactness(method: str) -> dict[str, Any]:
         assert rounded.keys() == exact.keys(), (list(rounded)[:2], list(exact)[:2])
         found[kind] = float(torch.stack([(rounded[n] - g).norm() for n, g in exact.items()]).norm() / length)
     return {"off": found}
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and their peak: what an allocator without waste would need."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves((args, out)):
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                if (key := storage._cdata) not in self.known and any(t is o for o in tree_leaves(out)):
-                    size = storage.nbytes()
-                    self.known.add(key)
-                    self.now += size
-                    weakref.finalize(storage, self._gone, key, size)
-                    self.peak = max(self.peak, self.now)
-                self.known.add(key)
-        return out
-
-
-def memory_child(work: str, method: str, kind: str) -> dict[str, int]:
-    """Peak memory of two steps on long rows of this work, above what the process held before; run in a process of its own."""
-    side: Any = Ours(base_of(work), method) if kind == "ours" else rival(kind, work, method, None)
-    rows = rows_of(work, side.base, 3 if work == "long" else 8 * BATCH)
-    rows = sorted(rows, key=lambda e: len(e.ids))[-(1 if work == "long" else BATCH) :]
-    for p in side.base.model.parameters():  # weights that are still in their file only
-        p.sum()
-    reset_peak(side.base.device)
-    before = peak_bytes(side.base.device)
-
-    def steps(n: int) -> None:
-        if kind == "trainer":
-            side.run([rows] * n, lambda _: None)
-        else:
-            for _ in range(n):
-                side.step(rows)
-
-    steps(1 if work == "long" else 2)
-    resident = peak_bytes(side.base.device) - before
-    with Alive() as alive:
-        steps(1)
-    return {"resident": resident, "tensors": alive.peak, "row_tokens": sum(len(e.ids) for e in rows)}
-
-
-def memory(work: str, method: str, kinds: Sequence[str]) -> dict[str, Any]:
-    """`memory_child` of every side."""
-    found = {}
-    for kind in ("ours", *kinds):
-        child = [sys.executable, __file__, "--child", work, method, kind]
-        done = subprocess.run(child, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{kind}: {done.stderr[-2000:]}")
-        found[kind] = json.loads(done.stdout.splitlines()[-1])
-    return {"bytes": found}
-
-
-def growth(method: str) -> dict[str, Any]:
-    """By the length of a row: seconds of a step, seconds of its attention alone, and bytes that the loss needs for a while."""
-    side = Ours(base_of("long"), method)
-    config, head = side.base.model.config, side.base.model.get_output_embeddings()
-    size = config.hidden_size // config.num_attention_heads
-    seconds, attention, loss_bytes = {}, {}, {}
-    for row in rows_of("long", side.base, len(LENGTHS)):
-        n, device = len(row.ids) - 1, side.base.device
-        side.step([row])
-        seconds[n] = min(timed(side.step, [row])[0] for _ in range(2))
-        q, k, v = (
-            torch.randn(1, heads, n, size, device=device, dtype=torch.bfloat16, requires_grad=True)
-            for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        )
-        mask = Layout(0, (n,)).mask(device)
-
-        def attend(_: Any, q: Any = q, k: Any = k, v: Any = v, mask: Any = mask) -> float:
-            attend_in_rows(side.base.model, q, k, v, mask)[0].sum().backward()
-            return 0.0
-
-        attention[n] = config.num_hidden_layers * min(timed(attend, ())[0] for _ in range(3))
-        hidden = torch.randn(n, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
-        with Alive() as alive:
-            _HeadLoss.apply(hidden, head.weight, None, torch.zeros(n, dtype=torch.long, device=device))
-        loss_bytes[n] = alive.peak - hidden.nbytes  # what it keeps, the gradient of what it was given, is no surprise
-    return {"seconds": seconds, "attention": attention, "loss_bytes": loss_bytes}
 
 
 def evaluation(rows: int = 96) -> dict[str, Any]:
@@ -331,7 +234,8 @@ def first_step() -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
+Experiment = Callable[[], dict[str, Any]]
+EXPERIMENTS: dict[str, Experiment] = {
     **{f"train reviews {m}": partial(train, "reviews", m, ("trainer",), 24) for m in METHODS},
     "train reviews lora sorted": partial(train, "reviews", "lora", ("loop_sdpa", "loop_eager"), 16, by_length=True),
     "train reviews lora reference": partial(train, "reviews", "lora", ("reference",), 6, 1),
@@ -349,34 +253,105 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Run the experiments that the output file does not hold yet."""
+def on_shapes(works: Sequence[str]) -> dict[str, Experiment]:
+    """The experiments on random Llamas: PEFT + Trainer first, then memory, then what fewer people have installed."""
+    against: dict[str, dict[str, Experiment]] = {
+        kind: {
+            f"train {work} lora{'' if kind == 'trainer' else f' {kind}'}": partial(train, work, "lora", (kind,), 12, 3)
+            for work in works
+        }
+        for kind in ("trainer", *APART)
+    }
+    held: dict[str, Experiment] = {
+        f"memory {work} lora": partial(memory, work, "lora", ("trainer", *APART))
+        for work in works
+        if not work.endswith("mixed")
+    }
+    return against["trainer"] | held | against["liger"] | against["unsloth"]
+
+
+def experiments(only: str) -> dict[str, Experiment]:
+    """Those that are offered here, the most telling first; `tiny` is offered where it is asked for by name."""
+    if "tiny" in only:
+        return on_shapes(SMOKE)
+    if not torch.accelerator.is_available():
+        return EXPERIMENTS
+    mt0: dict[str, Experiment] = {
+        "train mt0 lora reference": partial(train, "mt0", "lora", ("reference",), 12, 3, by_length=True),
+        "train mt0 lora": partial(train, "mt0", "lora", ("trainer",), 12, 3),
+        "memory mt0 lora": EXPERIMENTS["memory mt0 lora"],
+    }
+    return on_shapes(FIRST) | on_shapes(SECOND) | mt0 | on_shapes(REST) | (EXPERIMENTS | mt0)
+
+
+def left_out(name: str) -> str | None:
+    """Why an experiment cannot be made here; None where it can."""
+    return next(filter(None, map(lacking, re.split("[ -]", name))), None)
+
+
+def rivals() -> dict[str, Any]:
+    """What is installed of what the experiments on accelerators need, and which sides are therefore left out, and why."""
+    versions = {}
+    for module in sorted({module for needed in NEEDS.values() for module in needed}):
+        with suppress(metadata.PackageNotFoundError):
+            versions[module] = metadata.version(module.replace("_", "-"))
+    return {"installed": versions, "left_out": {kind: why for kind in NEEDS if (why := lacking(kind))}}
+
+
+def write(path: Path, known: dict[str, dict[str, Any]], order: Sequence[str]) -> None:
+    """All records, those of this machine's experiments first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [n for n in order if n in known] + [n for n in known if n not in order]
+    path.write_text("".join(json.dumps(known[n]) + "\n" for n in names))
+
+
+def attempt(name: str, experiment: Experiment) -> dict[str, Any] | None:
+    """The record of an experiment; None where it failed, which is said: the others are still wanted."""
+    start = time.time()
+    try:
+        found = experiment()
+    except Exception:
+        traceback.print_exc()
+        print(f"{name}: failed", flush=True)
+        return None
+    if speed_shapes.parsed(name.split()[1] if " " in name else name):
+        found |= rivals()
+    return {"name": name, **found, **provenance.record(), "took": round(time.time() - start)}
+
+
+def main() -> int:
+    """Run the experiments that the output file does not hold yet; 1 where one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", help="only experiments whose name begins so", default="")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--only", help="only experiments whose name begins with what this expression matches", default=""
+    )
     parser.add_argument("--again", action="store_true", help="also those that are finished")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--budget", type=float, help="begin no experiment after so many seconds", default=math.inf)
     args = parser.parse_args()
-    if args.child:
-        print(json.dumps(memory_child(*args.child)))
-        return
-    assert args.out, "give --out"
     known = {r["name"]: r for r in map(json.loads, args.out.read_text().splitlines())} if args.out.exists() else {}
-    for name, experiment in EXPERIMENTS.items():
-        if not name.startswith(args.only) or (name in known and not args.again):
+    offered, failed = experiments(args.only), 0
+    chosen = {n: e for n, e in offered.items() if re.match(args.only, n) and (args.again or n not in known)}
+    for name, experiment in chosen.items():
+        if time.perf_counter() - BEGUN > args.budget:
+            print(f"{name} and what comes after it: not begun, the time is used up", flush=True)
+            break
+        if why := left_out(name):
+            print(f"{name}: left out, {why}", flush=True)
             continue
-        start = time.time()
-        known[name] = {"name": name, **experiment(), **provenance.record(), "took": round(time.time() - start)}
-        ordered = [known[n] for n in EXPERIMENTS if n in known]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("".join(json.dumps(r) + "\n" for r in ordered))
-        ratios = {k: f"{statistics.median(v):.2f}" for k, v in known[name].get("ratios", {}).items()}
-        print(
-            f"{name}: {ratios or {k: v for k, v in known[name].items() if k in ('bytes', 'seconds', 'off')}}",
-            flush=True,
-        )
+        record = attempt(name, experiment)
+        free(torch.accelerator.current_accelerator() or torch.device("cpu"))
+        if record is None:
+            failed = 1
+            continue
+        known[name] = record
+        write(args.out, known, list(offered))
+        ratios = {k: f"{statistics.median(v):.2f}" for k, v in record.get("ratios", {}).items()}
+        shown = ratios or {k: v for k, v in record.items() if k in ("bytes", "failed", "seconds", "off")}
+        print(f"{name}: {shown}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    sys.exit(main())

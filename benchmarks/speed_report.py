@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ NAMES = {
     "lora": "LoRA", "prompt_tuning": "Prompt Tuning", "p_tuning": "P-Tuning", "prefix_tuning": "Prefix-Tuning", "ia3": "(IA)³",
 }  # fmt: skip
 WORK = {"reviews": "(a) reviews", "answers": "(b) answers", "mt0": "(c) mt0's shape", "long": "(d) long rows"}
+SHAPE = re.compile(r"(train|memory) (\w+)-(bf16|nf4)-(\d+)(-mixed)? lora")
+SIDES = {"trainer": "PEFT + Trainer", "liger": "PEFT + Trainer + Liger", "unsloth": "Unsloth"}
 
 
 def spread(values: list[float]) -> str:
@@ -30,7 +33,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({low:.2f}–{high:.2f})"
 
 
-def ratio_line(what: str, target: float, result: dict[str, Any], kinds: list[str]) -> str:
+def ratio_line(what: str, target: float, result: dict[str, Any], kinds: list[str], note: str = "") -> str:
     """One row of the table from the ratios to the fastest of `kinds`."""
     kind = min(kinds, key=lambda k: statistics.median(result["ratios"][k]))
     ratios = result["ratios"][kind]
@@ -38,12 +41,64 @@ def ratio_line(what: str, target: float, result: dict[str, Any], kinds: list[str
     most = ""
     if fractions:
         most = f"{statistics.median(r / f for r, f in zip(ratios, fractions, strict=True)):.1f}×"
-    return line(what, f"≥ {target:g}×", spread(ratios) + "×", statistics.median(ratios) >= target, most)
+    return line(what, f"≥ {target:g}×{note}", spread(ratios) + "×", statistics.median(ratios) >= target, most)
 
 
 def line(what: str, target: str, reached: str, held: bool, most: str = "") -> str:
     """A row of the table."""
     return f"| {what} | {target} | {reached} | {'yes' if held else '**no**'} | {most} |"
+
+
+def title(work: str) -> str:
+    """A work in words: `8b-nf4-2048` is a Llama of 8B in NF4, rows of 2,048 tokens."""
+    if work in WORK:
+        return WORK[work]
+    shape, kind, length, *mixed = work.split("-")
+    rows_ = f"rows of {int(length) // 4:,}–{int(length):,} tokens" if mixed else f"rows of {int(length):,} tokens"
+    return f"Llama {shape.upper() if shape[0].isdigit() else shape}, {kind.upper()}, {rows_}"
+
+
+def speed_rows(found: Found) -> list[str]:
+    """The shapes of accelerators: seconds of the same steps, against each rival, and tokens a second."""
+    table = []
+    for name, result in found.items():
+        if not SHAPE.match(name) or "ratios" not in result:
+            continue
+        [kind] = result["ratios"]
+        of = {
+            k: statistics.median(n / s for n, s in zip(result["tokens"], result["seconds"][k], strict=True))
+            for k in ("ours", kind)
+        }
+        what = (
+            f"{title(name.split()[1])}, LoRA, against {SIDES[kind]}: {of['ours']:,.0f} tokens/s against {of[kind]:,.0f}"
+        )
+        note = " (for information)" if kind == "liger" else ""
+        table.append(ratio_line(what, 2 if kind == "trainer" else 1, result, [kind], note))
+    return table
+
+
+def memory_rows(found: Found) -> list[str]:
+    """Peak memory above the weights, of each rival's."""
+    table = []
+    for name, result in found.items():
+        if not name.startswith("memory"):
+            continue
+        _, work, method = name.split()
+        ours = result["bytes"]["ours"]
+        for kind, theirs in result["bytes"].items():
+            if kind == "ours":
+                continue
+            most, share = 0.5 if kind == "trainer" else 1, ours["resident"] / theirs["resident"]
+            tensors = f"; tensors alone {ours['tensors'] / theirs['tensors']:.2f}×" if "tensors" in ours else ""
+            table.append(
+                line(
+                    f"{title(work)}, {NAMES[method]}: peak memory above the weights, of {SIDES[kind]}'s",
+                    f"≤ {most:g}×" + (" (for information)" if kind == "liger" else ""),
+                    f"{share:.2f}× ({ours['resident'] / 2**20:,.0f} of {theirs['resident'] / 2**20:,.0f} MiB{tensors})",
+                    share <= most,
+                )
+            )
+    return table
 
 
 def losses_apart(result: dict[str, Any], kind: str) -> float:
@@ -76,21 +131,9 @@ def rows(found: Found) -> list[str]:
             if (work, method) != ("reviews", "lora"):
                 what = f"{WORK[work]}, {title}, against PEFT + Trainer"
                 add(f"train {work} {method}", partial(ratio_line, what, 3, kinds=["trainer"]))
+    add("train mt0 lora", lambda r: ratio_line("(c) LoRA, against PEFT + Trainer", 2, r, ["trainer"]))
     add("train mt0 lora reference", lambda r: ratio_line("(c) LoRA, against the reference recipe", 5, r, ["reference"]))
-    for name, result in found.items():
-        if name.startswith("memory"):
-            _, work, method = name.split()
-            sides = result["bytes"]
-            share = {k: sides["ours"][k] / sides["trainer"][k] for k in ("resident", "tensors")}
-            table.append(
-                line(
-                    f"{WORK[work]}, {NAMES[method]}: peak memory above the weights, of PEFT + Trainer's",
-                    "≤ 0.5×",
-                    f"{share['resident']:.2f}× ({sides['ours']['resident'] / 2**20:,.0f} of "
-                    f"{sides['trainer']['resident'] / 2**20:,.0f} MiB; tensors alone {share['tensors']:.2f}×)",
-                    share["resident"] <= 0.5,
-                )
-            )
+    table += speed_rows(found) + memory_rows(found)
     if "train answers lora" in found:
         fractions = found["train answers lora"]["limit"]["fractions"]
         table.append(
@@ -133,7 +176,8 @@ def rows(found: Found) -> list[str]:
 
 def main() -> None:
     """Print the table, how far the loss curves are apart, and where the figures come from."""
-    found = {r["name"]: r for r in map(json.loads, Path(sys.argv[1]).read_text().splitlines())}
+    file = sys.argv[1]
+    found = {r["name"]: r for r in map(json.loads, Path(file).read_text().splitlines())}
     print("# Speed and memory, against what people would otherwise run\n")
     print("| what | target | reached: median (middle half) | held | at most on this machine |\n|---|---|---|---|---|")
     print("\n".join(rows(found)))
@@ -147,12 +191,20 @@ def main() -> None:
             off = ", ".join(f"{kind} {value:.1%}" for kind, value in result["off"].items())
             print(f"* {name.split()[1]}: gradients in bfloat16 are off those in float32 by {off}")
     one = next(iter(found.values()))
+    sides = {kind for r in found.values() for kind in (*r.get("ratios", {}), *r.get("bytes", {}))}
+    missing = {
+        k: why
+        for r in found.values()
+        for k, why in (r.get("left_out", {}) | r.get("failed", {})).items()
+        if k not in sides
+    }
+    if missing:
+        print("\nLeft out: " + "; ".join(f"{SIDES.get(kind, kind)}: {why}" for kind, why in missing.items()) + ".")
+    others = {module: version for r in found.values() for module, version in r.get("installed", {}).items()}
     rates = [r["limit"]["rate"] / 1e9 for r in found.values() if "limit" in r]
-    versions = ", ".join(f"{k} {v}" for k, v in one["versions"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in (one["versions"] | others).items())
     print(f"\nMachine: {one['machine']}; matrix-multiply rate {min(rates):.0f}–{max(rates):.0f} GFLOP/s in bfloat16.")
-    print(
-        f"Versions: {versions}. Date: {one['date']}. Command: `python benchmarks/speed.py --out benchmarks/results/speed.jsonl`."
-    )
+    print(f"Versions: {versions}. Date: {one['date']}. Command: `python benchmarks/speed.py --out {file}`.")
 
 
 if __name__ == "__main__":

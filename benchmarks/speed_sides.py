@@ -6,11 +6,19 @@ A side trains an adapter for one step on given rows: forward, backward, clip, Ad
 * `trainer`: HF PEFT and the `Trainer`, bfloat16, as its users run it: rows padded to the longest of the batch.
 * `loop_sdpa`, `loop_eager`: HF PEFT in a plain loop, bfloat16, with either attention; rounded lengths save it new kernels.
 * `reference`: the recipe of the reference table: float32, every row padded to 128 tokens.
+* `liger`: the same `trainer` with Liger's kernels switched on, as its users do: `use_liger_kernel`.
+* `unsloth`: in `speed_unsloth.py`.
 * `full`: all weights trained by our engine, for "is LoRA a faster step than full fine-tuning?"
+
+`APART` are those that change transformers for the whole process. Liger does: given a model, it changes that model's layers and its
+`forward`, but for the rotary positions it replaces transformers' own function (`apply_liger_kernel_to_llama` of liger-kernel
+0.8.5), which every other Llama of the process then calls too, ours among them. So each of these has a process of its own, see
+`speed_child.py`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import tempfile
 import time
@@ -30,9 +38,35 @@ from featherweight.engine.update import gradients
 from featherweight.methods.options import build_method
 from featherweight.tokens import IGNORE, Example
 from peft_accuracy import CONFIGS
+from speed_work import base_of
 
 RATE = 1e-3
 Between = Callable[[int], None]
+APART = ("liger", "unsloth")
+NEEDS = {"liger": ("triton", "liger_kernel"), "unsloth": ("unsloth",), "nf4": ("bitsandbytes",)}
+
+
+def lacking(what: str) -> str | None:
+    """Why this side, or this type of base, cannot run here; None where it can."""
+    gone = [module for module in NEEDS.get(what, ()) if importlib.util.find_spec(module) is None]
+    if gone:
+        return f"{gone[0]} is not installed"
+    return "it needs an accelerator" if what in APART and not torch.accelerator.is_available() else None
+
+
+def side_of(kind: str, work: str, method: str, start: Path | None = None) -> Any:
+    """A side by its name, on a base of its own."""
+    if kind == "unsloth":
+        from speed_unsloth import Unsloth
+
+        return Unsloth(work, start)
+    if kind in ("trainer", "liger"):
+        return HFTrainer(base_of(work), method, start, {"use_liger_kernel": True} if kind == "liger" else None)
+    if kind == "reference":
+        return Loop(base_of(work, "float32"), method, width=128, start=start)
+    if kind in ("ours", "full"):
+        return (Ours if kind == "ours" else Full)(base_of(work), method)
+    return Loop(base_of(work), method, attention=kind.removeprefix("loop_"), start=start)
 
 
 class Ours:
@@ -127,17 +161,19 @@ class Loop:
 class HFTrainer:
     """HF PEFT and `Trainer`. It drives: what else is measured runs between its steps.
 
-    `more` switches on what its users would for small machines: `gradient_checkpointing`, and `batch_size` rows at a time,
-    `accumulate` times.
+    `more` switches on what its users would: `use_liger_kernel`, and for small machines `gradient_checkpointing`, and `batch_size`
+    rows at a time, `accumulate` times.
     """
 
     def __init__(
         self, base: fw.Base, method: str, start: Path | None = None, more: dict[str, Any] | None = None
     ) -> None:
         self.base, self.more = base, more or {}
+        self.bf16 = base.model.dtype == torch.bfloat16  # before what is not quantised becomes float32
         base.model.set_attn_implementation("sdpa")  # what transformers chooses
         if getattr(base.model, "is_quantized", False):
-            base.model = prepare_model_for_kbit_training(base.model)
+            again = bool(self.more.get("gradient_checkpointing"))
+            base.model = prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=again)
         self.model = peft_model(base, method, start)
 
     def run(self, batches: Sequence[Sequence[Example]], between: Between) -> tuple[list[float], list[float]]:
@@ -173,11 +209,12 @@ class HFTrainer:
         again = bool(self.more.get("gradient_checkpointing"))
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, per_device_train_batch_size=size, max_steps=len(batches), bf16=self.base.model.dtype == torch.bfloat16,
+                folder, per_device_train_batch_size=size, max_steps=len(batches), bf16=self.bf16,
                 gradient_accumulation_steps=self.more.get("accumulate", 1), gradient_checkpointing=again,
                 gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
                 learning_rate=RATE, lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1, save_strategy="no",
                 report_to=[], disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
+                use_liger_kernel=self.more.get("use_liger_kernel", False), dataloader_pin_memory=False,  # rows are on the device
             )  # fmt: skip
             trainer = InOrder(
                 self.model, arguments, train_dataset=rows, data_collator=lambda chosen: padded(self.base, chosen),
@@ -196,3 +233,11 @@ def synchronise() -> None:
     """Wait for an accelerator, so that the clock is honest."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+def timed(step: Callable[[Sequence[Example]], float], rows: Sequence[Example]) -> tuple[float, float]:
+    """(seconds, loss) of a step."""
+    start = time.perf_counter()
+    loss = step(rows)
+    synchronise()
+    return time.perf_counter() - start, loss
