@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from featherweight import attention, provenance
+from featherweight.layout import Layout
 
 HEADS = {"135M": (9, 3), "1B": (32, 8)}  # query and key heads of SmolLM2-135M and Llama-3.2-1B, 64 numbers each
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 500)
@@ -26,7 +27,7 @@ TOKENS = 800
 SHARED, SIZE = 30, 64
 
 
-def seconds(tensors: tuple[Tensor, Tensor, Tensor], layout: attention.Layout, long: int) -> float:
+def seconds(tensors: tuple[Tensor, Tensor, Tensor], layout: Layout, long: int) -> float:
     """One attention there and back, rows from `long` tokens on through the fused kernel."""
     before, attention.long_from = attention.long_from, lambda x, front: long
     q, k, v = (x.detach().requires_grad_() for x in tensors)
@@ -48,7 +49,7 @@ def main() -> None:
     results = list[dict[str, Any]]()
     for name, (heads, kv_heads) in HEADS.items():
         for length in LENGTHS:
-            layout = attention.Layout(SHARED, tuple(length - i % 3 for i in range(max(2, TOKENS // length))))
+            layout = Layout(SHARED, tuple(length - i % 3 for i in range(max(2, TOKENS // length))))
             seq = layout.shared + sum(layout.lengths)
             torch.manual_seed(0)
             tensors = tuple(

@@ -15,9 +15,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from featherweight.attention import Layout, attend_in_rows
+from featherweight.attention import attend_in_rows
 from featherweight.engine.loss import _HeadLoss
 from featherweight.engine.memory import peak_bytes, reserved_bytes, reset_peak
+from featherweight.layout import Layout
 from speed_child import command
 from speed_sides import APART, Ours, lacking, side_of, timed
 from speed_work import BATCH, LENGTHS, base_of, rows_a_step, rows_of
