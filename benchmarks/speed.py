@@ -49,8 +49,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
 import speed_shapes
-from featherweight import provenance
+from featherweight import attention_kernel, provenance
 from featherweight.adapter import parts
+from featherweight.engine import kernels
 from featherweight.engine.memory import free
 from featherweight.engine.update import gradients
 from featherweight.tokens import Example
@@ -106,18 +107,23 @@ def train(
                 seconds[kind].append(took)
                 losses[kind].append(loss)
 
-    if driver:
-        seconds[driver], losses[driver] = others[driver].run(batches, between)
-    else:
-        for i in range(len(batches)):
-            between(i)
+    try:
+        if driver:
+            seconds[driver], losses[driver] = others[driver].run(batches, between)
+        else:
+            for i in range(len(batches)):
+                between(i)
+    finally:
+        for side in others.values():
+            if isinstance(side, Elsewhere):
+                side.stop()
     rate = matmul_rate()
     shares = [operations(ours.step, rows) / (rate * took) for rows, took in zip(batches, seconds["ours"], strict=True)]
     tokens = [sum(len(e.ids) for e in rows) for rows in batches[warm:]]
     return {
         "seconds": {k: v[warm:] for k, v in seconds.items()}, "losses": losses, "tokens": tokens,
         "ratios": {k: [a / b for a, b in zip(v[warm:], seconds["ours"][warm:], strict=True)] for k, v in seconds.items() if k != "ours"},
-        "limit": {"rate": rate, "fractions": shares[warm:]},
+        "limit": {"rate": rate, "fractions": shares[warm:]}, "chosen": kernels.chosen() | attention_kernel.chosen(),
     }  # fmt: skip
 
 

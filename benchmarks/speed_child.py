@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 900  # seconds a side may take in a process of its own: what hangs must not hold the device
+
 
 def command(*words: str) -> list[str]:
     """The command line of such a process: what it does, work, method, side, and the folder of an adapter to start from."""
@@ -59,6 +61,11 @@ class Elsewhere:
         seconds, losses = self._answer()
         self.child.wait()
         return seconds, losses
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing: it holds a model."""
+        self.child.kill()
+        self.child.wait()
 
 
 def take_turns(side: Any, work: str, answer: Callable[[Any], None]) -> None:

@@ -19,7 +19,7 @@ from featherweight.attention import attend_in_rows
 from featherweight.engine.loss import _HeadLoss
 from featherweight.engine.memory import peak_bytes, reserved_bytes, reset_peak
 from featherweight.layout import Layout
-from speed_child import command
+from speed_child import PATIENCE, command
 from speed_sides import APART, Ours, lacking, side_of, timed
 from speed_work import BATCH, LENGTHS, base_of, rows_a_step, rows_of
 
@@ -84,7 +84,9 @@ def memory(work: str, method: str, kinds: Sequence[str]) -> dict[str, Any]:
     """`memory_child` of every side that is installed. Where one of `APART` fails, the others still count."""
     found, failed = {}, {}
     for kind in ("ours", *(k for k in kinds if not lacking(k))):
-        done = subprocess.run(command("memory", work, method, kind), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command("memory", work, method, kind), capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
         if done.returncode == 0:
             found[kind] = json.loads(done.stdout.splitlines()[-1])
         elif kind in APART:

@@ -203,7 +203,8 @@ def main() -> None:
     others = {module: version for r in found.values() for module, version in r.get("installed", {}).items()}
     rates = [r["limit"]["rate"] / 1e9 for r in found.values() if "limit" in r]
     versions = ", ".join(f"{k} {v}" for k, v in (one["versions"] | others).items())
-    print(f"\nMachine: {one['machine']}; matrix-multiply rate {min(rates):.0f}–{max(rates):.0f} GFLOP/s in bfloat16.")
+    rate = f"; matrix-multiply rate {min(rates):.0f}–{max(rates):.0f} GFLOP/s in bfloat16" if rates else ""
+    print(f"\nMachine: {one['machine']}{rate}.")
     print(f"Versions: {versions}. Date: {one['date']}. Command: `python benchmarks/speed.py --out {file}`.")
 
 

@@ -1,4 +1,7 @@
-"""Unsloth as its users run it: its own loading, its own LoRA, and the `Trainer`. For `speed.py`, in a process of its own.
+"""Unsloth: its own loading, its own LoRA, and the `Trainer`, padded. For `speed.py`, in a process of its own.
+
+As for the other sides, activations are not computed again; Unsloth's own notebooks switch that on (`use_gradient_checkpointing="unsloth"`),
+for less memory and more time, and use TRL's trainer.
 
 It reads a model from a folder, so the random weights are written to one first, with a tokenizer of single bytes that nobody uses.
 """

@@ -11,11 +11,12 @@ How the layers are told: as the attention mask they get the *number of the row* 
 `transformers` hands a mask of four dimensions on as it is, to the attention that a model names in its configuration;
 `rows_apart` names this one for as long as it lasts. Any other mask means what it always means.
 
-Three ways, chosen by what was measured (`benchmarks/packed_rows.py`):
+Three ways:
 
-* products of matrices, in blocks of queries (`attention_blocks.py`): on a CPU, up to three times as fast as PyTorch's fused kernel;
-* one kernel for all rows (`attention_kernel.py`): on a GPU that has it;
-* the fused kernel row by row: with dropout, and for long rows where it is quicker.
+* products of matrices, in blocks of queries (`attention_blocks.py`): on a CPU, where they are quicker than PyTorch's fused kernel
+  (`benchmarks/packed_rows.py`);
+* one call of FlashAttention for all rows (`attention_kernel.py`): on a GPU where that proves right;
+* the fused kernel row by row: with dropout, and for long rows elsewhere.
 """
 
 from __future__ import annotations
@@ -39,11 +40,9 @@ from .errors import InputError
 from .layout import Layout, layout_of
 
 NAME = "featherweight_rows"
-# Rows from here on go through the fused kernel, one by one.
-LONG = 512  # on an accelerator
-LONG_EXACT = (
-    1024  # in float32 on a CPU, where nothing is shared: with a mask, and in bfloat16, blocks are quicker at any length
-)
+# Rows from here on go through the fused kernel, one by one: on an accelerator, and on a CPU in float32 where nothing is shared. Behind
+# shared tokens it needs a mask, and blocks are quicker at any length, as they are in bfloat16.
+LONG, LONG_EXACT = 512, 1024
 
 _visible_afar = functools.lru_cache(maxsize=2)(visible.__wrapped__)  # for long rows: such masks are large
 
@@ -58,13 +57,13 @@ def long_from(x: Tensor, front: int) -> int:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scaling: float, dropout: float
 ) -> Float[Tensor, "seq heads size"]:
-    """Short rows together, long ones one after the other. Keys in front of the tokens' (a prefix) are seen by all."""
+    """All rows in one call, or short rows together and long ones one after the other. Keys in front (a prefix) are seen by all."""
     if not dropout and takes(q, k, v):
         return attend_at_once(q, k, v, layout, window, scaling)
     extra = k.shape[0] - q.shape[0]
     long = 0 if dropout else long_from(q, extra + layout.shared)
     together = not dropout and layout.shared < long  # what is shared is with the short rows
-    if together and max(layout.lengths) < long:
+    if together and max(layout.lengths, default=0) < long:
         return attend_in_blocks(q, k, v, layout, window, scaling)
     if len(layout.lengths) == 1:  # what a single row shares is its beginning
         layout = Layout(0, (layout.shared + layout.lengths[0],))

@@ -32,6 +32,7 @@ SHORT = 96  # rows up to here are one block, whatever their lengths
 BLOCK = 64  # queries of a longer row that are multiplied together
 WASTE = 2  # longer rows are a group while padding their keys to the longest costs less than this factor
 LANES = 16  # keys of a block are a multiple of this: vector instructions take so many at a time
+KEPT = 512  # keys of short rows, with what is in front of them, up to which their scores are kept for the backward pass
 QUERIES = 8  # and its queries of this, so that few masks are needed
 
 
@@ -66,7 +67,7 @@ class _Group:
     @property
     def short(self) -> bool:
         """Whether its scores are few enough to be kept."""
-        return len(self.blocks) == 1 and self.blocks[0].width <= SHORT
+        return len(self.blocks) == 1 and self.keys <= KEPT
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def _blocks(group: Rows, start: int) -> tuple[_Block, ...]:
     return tuple(blocks)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(
+    maxsize=8
+)  # all layers of a step ask for the same; another step hardly ever, and long rows' are large
 def seats_of(layout: Layout, extra: int, heads: int, kv_heads: int, device: torch.device) -> _Seats:
     """Seat every token. `extra` keys stand in front of the tokens'. What is shared is a row whose keys are all rows'."""
     seq, front = layout.shared + sum(layout.lengths), extra + layout.shared
@@ -259,7 +262,7 @@ def _weights(q: Tensor, k: Tensor, b: _Block, window: int | None, scaling: float
     if not near:
         return torch.baddbmm(added.expand(q.shape[0], -1, -1), q, k.transpose(1, 2), alpha=scaling).softmax(-1)
     scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
-    scores = torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scaling, out=scores)
+    scores.baddbmm_(q, k.transpose(1, 2), beta=0, alpha=scaling)
     scores[:, :, near:] += added
     return scores.softmax(-1)
 

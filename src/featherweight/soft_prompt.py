@@ -123,7 +123,7 @@ def refuse_packed(kw: Mapping[str, Any]) -> None:
     if bool((positions[:, 1:] == 0).any()):
         raise InputError(
             "with a prompt or prefix, texts packed into one row need a mask of row numbers: "
-            "see featherweight.attention.Layout, or train with packing"
+            "see featherweight.layout.Layout, or train with packing"
         )
 
 

@@ -4,8 +4,8 @@ A norm's row is one program, which holds it whole: its `block` is the width roun
 is computed in float32 and rounded once at the end, except w · x̂, where x̂ is rounded first, as in `lean.py` and `transformers`.
 
 Numbers are converted to float32 before anything is done with them: the interpreter (`TRITON_INTERPRET=1`) has bfloat16 as bits, and adds
-and multiplies those as integers. Offsets are in 64 bits. Sizes that change from batch to batch make no new program, so the
-one that was tried is the one that runs.
+and multiplies those as integers. Offsets are in 64 bits. Sizes that change from batch to batch make no new program (only an
+address that is no multiple of 16 would), so the one that was tried is the one that runs.
 """
 
 # mypy: allow-untyped-defs

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 AGREE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-"""How far a number may be off, of itself plus the typical one: a few units in the last place. Other types stay with the formula."""
+"""How far a number may be off, of itself plus the typical one: rounding, and the order of sums. Other types stay with the formula."""
 ROWS = 7  # of a first trial: odd, so that a block of an elementwise kernel is not full
 AT_MOST = 2**23  # numbers that are timed: enough to fill a device, 16 MiB in bfloat16
 ROUNDS, TIMES = 3, 5

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.attention.varlen  # names its operations
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -109,8 +110,35 @@ def _fused_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out
     return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
 
 
+def _rows(
+    query: Any, key: Any, value: Any, begins: Any, key_begins: Any, *args: Any, products: int = 2, **kwargs: Any
+) -> int:
+    """FlashAttention over rows: its two products, of the pairs of query and key that are seen. Where rows begin has numbers."""
+    with unset_fake_temporarily():
+        lengths = zip(begins.diff().tolist(), key_begins.diff().tolist(), strict=True)
+    pairs = sum(n * m - n * (n - 1) // 2 for n, m in lengths)
+    return int(2 * products * query.shape[1] * query.shape[2] * pairs)
+
+
+def _rows_backward(
+    grad: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    lse: Any,
+    begins: Any,
+    key_begins: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    return _rows(query, key, value, begins, key_begins, products=5)
+
+
 _COUNTED: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
     **flop_registry,
+    torch.ops.torch_attn._varlen_attn: _rows,
+    torch.ops.torch_attn._varlen_attn_backward: _rows_backward,
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from .. import attention, attention_blocks, hardware
+from .. import attention, attention_blocks, attention_kernel, hardware
 from ..adapter import attach, know
 from ..base import Base, skeleton
 from ..encoder import is_encoder, own_labels
@@ -122,31 +122,35 @@ def as_on(follower: Follower, *, cpu: bool, offload: bool) -> Iterator[None]:
     Where packed rows sit is worked out with real numbers. The engine keeps that for many batches: it is a part of its own. What comes
     from a vocabulary on the host is as large as if it were copied.
     """
-    seats, kind_of = attention_blocks.seats_of, hardware.kind_of
+    seats, rows, takes, kind_of = attention_blocks.seats_of, attention_kernel.rows_of, attention.takes, hardware.kind_of
     look_up, slots_of = Waiting.look_up, Waiting._slots
 
-    def real_seats(*given: Any) -> Any:
-        before, follower.part = follower.part, "seats"
-        with unset_fake_temporarily():
-            found = seats(*given)
-        follower.part = before
-        return found
+    def real(function: Any) -> Any:
+        def with_numbers(*given: Any) -> Any:
+            before, follower.part = follower.part, "seats"
+            with unset_fake_temporarily():
+                found = function(*given)
+            follower.part = before
+            return found
+
+        return with_numbers
 
     def clear() -> None:
-        for cached in (seats, attention_blocks.visible, attention._visible_afar):
+        for cached in (seats, rows, attention_blocks.visible, attention._visible_afar):
             cached.cache_clear()
 
     clear()
-    attention_blocks.seats_of = real_seats  # type: ignore[assignment]
+    attention_blocks.seats_of, attention_kernel.rows_of = real(seats), real(rows)
     Waiting.look_up = lambda self, ids: (self.table, torch.zeros_like(ids))  # type: ignore[method-assign]
     Waiting._slots = lambda self, n: [torch.empty(n, *self.weight.shape[1:], dtype=self.weight.dtype) for _ in range(2)]  # type: ignore[method-assign]
     if not cpu:
         hardware.kind_of = lambda device: "other"
+        attention.takes = attention_kernel.fits
     try:
         with _kept_on_host() if offload and not cpu else nullcontext():
             yield
     finally:
-        attention_blocks.seats_of = seats
+        attention_blocks.seats_of, attention_kernel.rows_of, attention.takes = seats, rows, takes
         Waiting.look_up, Waiting._slots = look_up, slots_of  # type: ignore[method-assign]
         hardware.kind_of = kind_of
         clear()
