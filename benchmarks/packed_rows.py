@@ -1,7 +1,8 @@
 """How do packed rows pass faster: as products in blocks, or through PyTorch's fused kernel, row by row?
 
 One attention, forward and backward, over rows of nearly the same length, alone and behind 30 tokens that all of them see: both ways in
-turn, several rounds; the ratio of each pair is what counts. `attention.LONG_EXACT` is an answer.
+turn, several rounds; the ratio of each pair is what counts. From which length on the fused kernel wins in float32, with nothing shared, is
+`attention.LONG_EXACT`.
 
     python benchmarks/packed_rows.py --out benchmarks/results/packed_rows.json
 """

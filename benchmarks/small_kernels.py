@@ -3,7 +3,7 @@
 For every type and width: milliseconds of the formula, of the kernel, and how many times as fast the kernel is (medians of rounds in
 turn). Both work on the same rows, by default 8 of 512 tokens. A kernel that does not agree with its formula is named, and not timed.
 
-    python benchmarks/kernels.py
+    python benchmarks/small_kernels.py
 """
 
 from __future__ import annotations
