@@ -19,6 +19,7 @@ A side trains an adapter for one step on given rows: forward, backward, clip, Ad
 from __future__ import annotations
 
 import importlib.util
+import copy
 import itertools
 import tempfile
 import time
@@ -108,7 +109,7 @@ class Full(Ours):
 def peft_model(base: fw.Base, method: str, start: Path | None = None) -> Any:
     """The real `peft` around the base, with our sizes; from our adapter's own start, where a folder of it is given."""
     torch.manual_seed(0)
-    config = CONFIGS[method]
+    config = copy.deepcopy(CONFIGS[method])  # peft writes the architecture's targets into it
     config.task_type = "SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM"
     model: Any = get_peft_model(base.model, config)
     if start is not None and method != "p_tuning":  # whose files have no encoder to go on training
