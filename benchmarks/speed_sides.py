@@ -18,8 +18,8 @@ A side trains an adapter for one step on given rows: forward, backward, clip, Ad
 
 from __future__ import annotations
 
-import importlib.util
 import copy
+import importlib.util
 import itertools
 import tempfile
 import time
