@@ -42,7 +42,7 @@ from .layout import Layout, layout_of
 NAME = "featherweight_rows"
 # Rows from here on go through the fused kernel, one by one: on an accelerator, and on a CPU in float32 where nothing is shared. Behind
 # shared tokens it needs a mask, and blocks are quicker at any length, as they are in bfloat16.
-LONG, LONG_EXACT = 512, 1024
+LONG, LONG_EXACT = 512, 2048
 
 _visible_afar = functools.lru_cache(maxsize=2)(visible.__wrapped__)  # for long rows: such masks are large
 
