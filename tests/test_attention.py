@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -82,6 +83,14 @@ def test_the_scores_of_a_long_row_are_never_all_there(window: int | None) -> Non
         torch.autograd.grad(out.sum(), (q, k, v))
     seen = window or n
     assert largest.numbers <= heads * attention_blocks.BLOCK * (seen + 2 * attention_blocks.BLOCK)
+
+
+def test_scores_behind_a_long_shared_part_are_not_kept() -> None:
+    kept: list[int] = []
+    q, k, v = (torch.randn(1200, h, 8, dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
+    with saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        attention._attend(q, k, v, Layout(1000, (50, 50, 50, 50)), None, 0.3, 0.0)
+    assert max(kept) <= 4 * 2 * (1000 + 64) * 8  # the rows' keys; their scores would be six times as many
 
 
 def test_masks_are_kept_for_a_few_shapes_however_long_the_row() -> None:
